@@ -1,0 +1,337 @@
+"""Every size and setting of unCLIP, as frozen dataclasses, and four presets side by side.
+
+Paper: Tab. 3 and App. C. A preset is literal: what you read here is what is built.
+`tiny` is for tests (seconds), `cpu` trains the whole chain on two cores in under two hours, `gpu` fits one 24 GB card,
+`paper` has the paper's sizes and is only ever built on the meta device.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Objective = Literal["epsilon", "x0", "v"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    width: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """The two towers of CLIP (App. C): a vision transformer and a causal text transformer."""
+
+    image_size: int
+    patch_size: int
+    vision: TransformerConfig
+    text: TransformerConfig
+    context_length: int  # text tokens, the end token included
+    vocabulary_size: int
+    embedding_dim: int
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """One diffusion process. The paper: 1,000 steps everywhere; cosine schedule but for the second upsampler (linear)."""
+
+    schedule: Literal["cosine", "linear"]
+    objective: Objective  # what the network predicts; the paper: epsilon for images, x0 for the prior
+    learned_variance: bool  # the paper: True for images; the extra channels then interpolate the log-variance
+    sampler: Literal["ancestral", "ddim", "dpm"]
+    sampling_steps: int
+    steps: int = 1000
+
+
+@dataclass(frozen=True)
+class DiffusionPriorConfig:
+    """Section 2.2, the diffusion prior: a causal transformer over text, z_t, timestep, noised z_i, and a final token."""
+
+    embedding_dim: int
+    text_width: int  # width of the encoded text: that of CLIP's text transformer
+    context_length: int
+    transformer: TransformerConfig
+    diffusion: DiffusionConfig
+    text_drop: float = 0.1  # the paper: 10 %
+
+
+@dataclass(frozen=True)
+class AutoregressivePriorConfig:
+    """Section 2.2, the autoregressive prior: z_i as a sequence of quantised principal components."""
+
+    embedding_dim: int
+    text_width: int
+    context_length: int
+    components: int  # principal components at most; those kept are fewer (under 1 % error). The paper: 319 of 1,024
+    buckets: int  # the paper: 1,024
+    transformer: TransformerConfig
+    text_drop: float = 0.1  # the paper: 10 %
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The ADM U-Net. Resolutions are those of the grid on which it works: the image's, divided by `patch_size`."""
+
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int  # residual blocks a level; the paper's "depth"
+    attention_at: tuple[int, ...]  # grid sizes that have attention; the paper: 32, 16, 8 (decoder), none (upsamplers)
+    head_channels: int
+    patch_size: int = 1  # pixels a side folded into channels; the paper: 1. On a CPU a wide net on a coarse grid learns faster
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Section 2.1, the decoder: an ADM U-Net that is shown the CLIP image embedding twice, and the caption."""
+
+    image_size: int
+    embedding_dim: int
+    vocabulary_size: int
+    context_length: int
+    text: TransformerConfig  # the decoder's own text transformer (GLIDE's)
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+    context_tokens: int = 4  # extra tokens that the embedding is projected into
+    embedding_drop: float = 0.1  # section 2.1 says 10 %; section 5.1 says 5 %: the paper disagrees with itself
+    caption_drop: float = 0.5
+
+
+@dataclass(frozen=True)
+class UpsamplerConfig:
+    """Section 2.1, the upsamplers: no attention, no caption, trained on crops a quarter of the target's side."""
+
+    low_size: int
+    high_size: int
+    degradation: Literal["blur", "bsr"]
+    unet: UNetConfig
+    diffusion: DiffusionConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of one training run; AdamW with warm-up and cosine decay, as everywhere in this package."""
+
+    steps: int
+    batch_size: int  # examples that the optimiser sees a step (accumulation included)
+    learning_rate: float
+    warmup: int = 100
+    final_learning_rate: float = 0.02  # as a share of the peak, at the end of the cosine
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    ema_decay: float = 0.995
+    accumulation: int = 1  # forward and backward passes a step, each of batch_size / accumulation
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    checkpoint_every: int = 200
+    sample_every: int = 500
+    validate_every: int = 100
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How much of the captioned world is rendered for training, and how it is kept."""
+
+    training_scenes: int
+    upsampler_scenes: int
+    validation_scenes: int
+    captions_per_scene: int = 4  # from terse to full
+
+
+@dataclass(frozen=True)
+class Preset:
+    world: WorldConfig
+    clip: CLIPConfig
+    prior: DiffusionPriorConfig
+    ar_prior: AutoregressivePriorConfig
+    decoder: DecoderConfig
+    upsampler1: UpsamplerConfig
+    upsampler2: UpsamplerConfig
+    training: dict[str, TrainingConfig]  # by stage
+
+
+STAGES = ("clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2")
+
+TINY = Preset(
+    world=WorldConfig(training_scenes=512, upsampler_scenes=64, validation_scenes=64),
+    clip=CLIPConfig(32, 8, TransformerConfig(32, 2, 2), TransformerConfig(32, 2, 2), 32, 512, 32),
+    prior=DiffusionPriorConfig(32, 32, 32, TransformerConfig(32, 2, 2), DiffusionConfig("cosine", "x0", False, "dpm", 8)),
+    ar_prior=AutoregressivePriorConfig(32, 32, 32, 32, 64, TransformerConfig(32, 2, 2)),
+    decoder=DecoderConfig(
+        16, 32, 512, 32, TransformerConfig(32, 1, 2), UNetConfig(32, (1, 2), 1, (4,), 16, patch_size=2), DiffusionConfig("cosine", "v", False, "dpm", 8)
+    ),
+    upsampler1=UpsamplerConfig(16, 32, "blur", UNetConfig(16, (1, 2), 1, (), 16, patch_size=2), DiffusionConfig("cosine", "v", False, "ddim", 4)),
+    upsampler2=UpsamplerConfig(32, 64, "bsr", UNetConfig(16, (1, 2), 1, (), 16, patch_size=4), DiffusionConfig("linear", "v", False, "ddim", 4)),
+    training={
+        stage: TrainingConfig(
+            steps=12, batch_size=16, learning_rate=1e-3, warmup=4, precision="fp32", checkpoint_every=4, sample_every=8, validate_every=4
+        )
+        for stage in STAGES
+    },
+)
+
+CPU = Preset(
+    world=WorldConfig(training_scenes=60_000, upsampler_scenes=6_000, validation_scenes=2_000),
+    clip=CLIPConfig(
+        image_size=64,
+        patch_size=8,
+        vision=TransformerConfig(128, 4, 4),
+        text=TransformerConfig(128, 4, 4),
+        context_length=32,
+        vocabulary_size=512,
+        embedding_dim=128,
+    ),
+    prior=DiffusionPriorConfig(
+        embedding_dim=128,
+        text_width=128,
+        context_length=32,
+        transformer=TransformerConfig(160, 6, 5),
+        diffusion=DiffusionConfig("cosine", "x0", learned_variance=False, sampler="dpm", sampling_steps=25),
+    ),
+    ar_prior=AutoregressivePriorConfig(
+        embedding_dim=128, text_width=128, context_length=32, components=128, buckets=128, transformer=TransformerConfig(160, 6, 5)
+    ),
+    decoder=DecoderConfig(
+        image_size=32,
+        embedding_dim=128,
+        vocabulary_size=512,
+        context_length=32,
+        text=TransformerConfig(128, 2, 4),
+        unet=UNetConfig(width=96, multipliers=(1, 2), blocks=2, attention_at=(8,), head_channels=32, patch_size=2),
+        diffusion=DiffusionConfig("cosine", "v", learned_variance=False, sampler="dpm", sampling_steps=25),
+    ),
+    upsampler1=UpsamplerConfig(
+        low_size=32,
+        high_size=128,
+        degradation="blur",
+        unet=UNetConfig(width=32, multipliers=(1, 2, 2), blocks=1, attention_at=(), head_channels=32, patch_size=2),
+        diffusion=DiffusionConfig("cosine", "v", learned_variance=False, sampler="ddim", sampling_steps=27),
+    ),
+    upsampler2=UpsamplerConfig(
+        low_size=128,
+        high_size=512,
+        degradation="bsr",
+        unet=UNetConfig(width=32, multipliers=(1, 2, 2), blocks=1, attention_at=(), head_channels=32, patch_size=4),
+        diffusion=DiffusionConfig("linear", "v", learned_variance=False, sampler="ddim", sampling_steps=15),
+    ),
+    training={
+        "clip": TrainingConfig(steps=1200, batch_size=256, learning_rate=1e-3, beta2=0.98, weight_decay=0.1),
+        "prior": TrainingConfig(steps=1500, batch_size=256, learning_rate=6e-4, weight_decay=0.06),
+        "ar-prior": TrainingConfig(steps=1000, batch_size=128, learning_rate=6e-4, weight_decay=0.04),
+        "decoder": TrainingConfig(steps=4000, batch_size=64, learning_rate=8e-4),
+        "upsampler1": TrainingConfig(steps=2000, batch_size=32, learning_rate=8e-4),
+        "upsampler2": TrainingConfig(steps=1500, batch_size=16, learning_rate=8e-4),
+    },
+)
+
+GPU = Preset(
+    world=WorldConfig(training_scenes=500_000, upsampler_scenes=50_000, validation_scenes=10_000),
+    clip=CLIPConfig(
+        image_size=128,
+        patch_size=16,
+        vision=TransformerConfig(512, 8, 8),
+        text=TransformerConfig(512, 8, 8),
+        context_length=77,
+        vocabulary_size=49_408,
+        embedding_dim=512,
+    ),
+    prior=DiffusionPriorConfig(
+        embedding_dim=512,
+        text_width=512,
+        context_length=77,
+        transformer=TransformerConfig(768, 12, 12),
+        diffusion=DiffusionConfig("cosine", "x0", learned_variance=False, sampler="dpm", sampling_steps=25),
+    ),
+    ar_prior=AutoregressivePriorConfig(
+        embedding_dim=512, text_width=512, context_length=77, components=512, buckets=1024, transformer=TransformerConfig(768, 12, 12)
+    ),
+    decoder=DecoderConfig(
+        image_size=64,
+        embedding_dim=512,
+        vocabulary_size=49_408,
+        context_length=77,
+        text=TransformerConfig(512, 6, 8),
+        unet=UNetConfig(width=192, multipliers=(1, 2, 3, 4), blocks=2, attention_at=(16, 8), head_channels=64, dropout=0.1),
+        diffusion=DiffusionConfig("cosine", "v", learned_variance=False, sampler="dpm", sampling_steps=25),
+    ),
+    upsampler1=UpsamplerConfig(
+        low_size=64,
+        high_size=256,
+        degradation="blur",
+        unet=UNetConfig(width=128, multipliers=(1, 2, 3, 4), blocks=2, attention_at=(), head_channels=64),
+        diffusion=DiffusionConfig("cosine", "v", learned_variance=False, sampler="ddim", sampling_steps=27),
+    ),
+    upsampler2=UpsamplerConfig(
+        low_size=256,
+        high_size=1024,
+        degradation="bsr",
+        unet=UNetConfig(width=64, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention_at=(), head_channels=64),
+        diffusion=DiffusionConfig("linear", "v", learned_variance=False, sampler="ddim", sampling_steps=15),
+    ),
+    training={
+        "clip": TrainingConfig(steps=20_000, batch_size=1024, learning_rate=5e-4, warmup=1000, beta2=0.98, weight_decay=0.1),
+        "prior": TrainingConfig(steps=50_000, batch_size=512, learning_rate=3e-4, warmup=1000, weight_decay=0.06, ema_decay=0.9995),
+        "ar-prior": TrainingConfig(steps=50_000, batch_size=256, learning_rate=3e-4, warmup=1000, weight_decay=0.04, ema_decay=0.999),
+        "decoder": TrainingConfig(steps=100_000, batch_size=128, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
+        "upsampler1": TrainingConfig(steps=50_000, batch_size=64, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
+        "upsampler2": TrainingConfig(steps=50_000, batch_size=16, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=4),
+    },
+)
+
+PAPER = Preset(  # Tab. 3 and App. C; vocabulary and text context of CLIP's own tokenizer where the paper is silent
+    world=CPU.world,
+    clip=CLIPConfig(
+        image_size=256,
+        patch_size=16,
+        vision=TransformerConfig(1280, 32, 16),
+        text=TransformerConfig(1024, 24, 16),
+        context_length=256,
+        vocabulary_size=49_408,
+        embedding_dim=1024,
+    ),
+    prior=DiffusionPriorConfig(
+        embedding_dim=1024,
+        text_width=1024,
+        context_length=256,
+        transformer=TransformerConfig(2048, 24, 32),
+        diffusion=DiffusionConfig("cosine", "x0", learned_variance=False, sampler="dpm", sampling_steps=64),
+    ),
+    ar_prior=AutoregressivePriorConfig(
+        embedding_dim=1024, text_width=1024, context_length=256, components=319, buckets=1024, transformer=TransformerConfig(1664, 24, 26)
+    ),
+    decoder=DecoderConfig(
+        image_size=64,
+        embedding_dim=1024,
+        vocabulary_size=49_408,
+        context_length=256,
+        text=TransformerConfig(2048, 24, 32),
+        unet=UNetConfig(width=512, multipliers=(1, 2, 3, 4), blocks=3, attention_at=(32, 16, 8), head_channels=64, dropout=0.1),
+        diffusion=DiffusionConfig("cosine", "epsilon", learned_variance=True, sampler="ancestral", sampling_steps=250),
+    ),
+    upsampler1=UpsamplerConfig(
+        low_size=64,
+        high_size=256,
+        degradation="blur",
+        unet=UNetConfig(width=320, multipliers=(1, 2, 3, 4), blocks=3, attention_at=(), head_channels=64, dropout=0.1),
+        diffusion=DiffusionConfig("cosine", "epsilon", learned_variance=True, sampler="ddim", sampling_steps=27),
+    ),
+    upsampler2=UpsamplerConfig(
+        low_size=256,
+        high_size=1024,
+        degradation="bsr",
+        unet=UNetConfig(width=192, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention_at=(), head_channels=64),
+        diffusion=DiffusionConfig("linear", "epsilon", learned_variance=True, sampler="ddim", sampling_steps=15),
+    ),
+    training={  # Tab. 3; CLIP from App. C
+        "clip": TrainingConfig(steps=20_000, batch_size=32_768, learning_rate=3e-4),
+        "prior": TrainingConfig(600_000, 4096, 1.1e-4, weight_decay=6e-2, beta2=0.96, epsilon=1e-6, ema_decay=0.9999),
+        "ar-prior": TrainingConfig(1_000_000, 4096, 1.6e-4, weight_decay=4e-2, beta2=0.91, epsilon=1e-10, ema_decay=0.999),
+        "decoder": TrainingConfig(800_000, 2048, 1.2e-4, beta2=0.999, ema_decay=0.9999),
+        "upsampler1": TrainingConfig(1_000_000, 1024, 1.2e-4, beta2=0.999, ema_decay=0.9999),
+        "upsampler2": TrainingConfig(1_000_000, 512, 1.0e-4, beta2=0.999, ema_decay=0.9999),
+    },
+)
+
+PRESETS = {"tiny": TINY, "cpu": CPU, "gpu": GPU, "paper": PAPER}

@@ -1,0 +1,102 @@
+"""The captioned world as arrays on disk: drawn once, memory-mapped, so that a training run never waits for data.
+
+A batch is a pure function of the seed and the step (no shuffled iterator whose place would have to be saved): a resumed run sees
+exactly the batches that an uninterrupted one would have seen.
+"""
+
+import hashlib
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minunclip.config import Preset
+from minunclip.data.captions import LEVELS, caption
+from minunclip.data.render import render
+from minunclip.data.scenes import sample_scenes
+from minunclip.data.tokenizer import Tokenizer
+
+HELD_OUT_SEED = 1_000_003  # evaluation scenes are the same whatever seed a training used
+
+
+@dataclass(frozen=True)
+class World:
+    """Pictures are uint8 (N, side, side, 3); captions are token ids (N, levels, L), padded with 0."""
+
+    pictures: np.ndarray  # at the size that CLIP sees
+    small: np.ndarray  # at the size that the decoder draws
+    captions: np.ndarray
+    middle: np.ndarray  # other scenes, whole, at the size that the first upsampler draws
+    parts: np.ndarray  # random quarters of other scenes at the size that the second upsampler draws
+    parts_small: np.ndarray  # the same quarters at the size that it is shown
+    tokenizer: Tokenizer
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
+    return rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "b h w c -> b c h w").float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3)."""
+    return rearrange(((images.float().clamp(-1, 1) + 1) * 127.5).round().byte(), "b c h w -> b h w c").cpu().numpy()
+
+
+def trim(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded captions (B, L) to the length of the longest, and their mask: padding costs time and changes nothing."""
+    mask = tokens != 0
+    longest = max(1, int(mask.sum(dim=1).max()))
+    return tokens[:, :longest], mask[:, :longest]
+
+
+def training_captions(scenes: list, seed: int) -> list[list[str]]:
+    """For every scene one caption of each level, from terse to full."""
+    rng = np.random.default_rng([seed, 7])
+    return [[caption(scene, level, rng) for level in LEVELS] for scene in scenes]
+
+
+def build_world(preset: Preset, folder: Path, seed: int = 0) -> World:
+    """Draws the training scenes of a preset under `folder`, or maps what an earlier call has drawn there."""
+    config = preset.world
+    key = hashlib.sha256(repr((asdict(config), preset.clip.image_size, preset.decoder, preset.upsampler2, seed, 1)).encode()).hexdigest()[:12]
+    home = folder / f"world-{key}"
+    names = ("pictures", "small", "captions", "middle", "parts", "parts_small")
+    if not (home / "done").exists():
+        home.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        scenes = sample_scenes(config.training_scenes, seed)
+        texts = training_captions(scenes, seed)
+        tokenizer = Tokenizer.train((text for row in texts for text in row), preset.clip.vocabulary_size)
+        tokenizer.save(home / "tokenizer.json")
+        tokens = tokenizer([text for row in texts for text in row], preset.clip.context_length)[0]
+        arrays = {
+            "pictures": render(scenes, preset.clip.image_size),
+            "small": render(scenes, preset.decoder.image_size),
+            "captions": rearrange(tokens, "(n k) l -> n k l", k=len(LEVELS)).numpy().astype(np.uint16),
+        }
+        others = sample_scenes(config.upsampler_scenes, seed + 1)
+        arrays["middle"] = render(others, preset.upsampler1.high_size)
+        rng = np.random.default_rng([seed, 8])
+        grid = 3 * preset.upsampler2.low_size // 4 + 1  # a quarter starts on a whole pixel of the smaller picture
+        windows = np.concatenate([rng.integers(grid, size=(len(others), 2)) / preset.upsampler2.low_size, np.full((len(others), 1), 0.25)], axis=1)
+        arrays["parts"] = render(others, preset.upsampler2.high_size // 4, windows)
+        arrays["parts_small"] = render(others, preset.upsampler2.low_size // 4, windows)
+        for name, array in arrays.items():
+            np.save(home / f"{name}.npy", array)
+        (home / "done").touch()
+        seconds = time.perf_counter() - start
+        print(f"world: {len(scenes):,} scenes drawn in {seconds:.0f} s ({len(scenes) / seconds:,.0f} a second), {_size(home) / 1e6:,.0f} MB", flush=True)
+    mapped = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in names}
+    return World(**mapped, tokenizer=Tokenizer.load(home / "tokenizer.json"))
+
+
+def _size(folder: Path) -> int:
+    return sum(os.path.getsize(path) for path in folder.iterdir())

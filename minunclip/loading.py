@@ -1,0 +1,86 @@
+"""Reading models from folders: `config.json` and `model.safetensors`, strictly. No pickle is ever read here."""
+
+import json
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from minunclip.config import AutoregressivePriorConfig, CLIPConfig, DecoderConfig, DiffusionPriorConfig, UpsamplerConfig
+from minunclip.models.autoregressive_prior import AutoregressivePrior
+from minunclip.models.clip import CLIP
+from minunclip.models.decoder import Decoder
+from minunclip.models.diffusion_prior import DiffusionPrior
+from minunclip.models.upsampler import Upsampler
+
+MODELS: dict[str, tuple[type[nn.Module], type]] = {
+    "clip": (CLIP, CLIPConfig),
+    "prior": (DiffusionPrior, DiffusionPriorConfig),
+    "ar-prior": (AutoregressivePrior, AutoregressivePriorConfig),
+    "decoder": (Decoder, DecoderConfig),
+    "upsampler1": (Upsampler, UpsamplerConfig),
+    "upsampler2": (Upsampler, UpsamplerConfig),
+}
+
+
+def config_from_json(kind: type, values: Any, where: str) -> Any:
+    """A (nested) config dataclass from what `json.load` gave; ValueError names a missing or unknown field."""
+    hints = get_type_hints(kind)
+    if not isinstance(values, dict) or values.keys() != hints.keys():
+        got = set(values) if isinstance(values, dict) else set()
+        odd = sorted(hints.keys() ^ got)
+        raise ValueError(f"{where} does not describe a {kind.__name__}: {'unknown' if odd and odd[0] in got else 'missing'} field {odd[0]!r}")
+    fields = {}
+    for name, hint in hints.items():
+        value = values[name]
+        if hasattr(hint, "__dataclass_fields__"):
+            value = config_from_json(hint, value, where)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif hint in (int, float) and not isinstance(value, (int, float)) and not isinstance(hint, UnionType):
+            raise ValueError(f"{where}: field {name!r} of {kind.__name__} must be a number, not {value!r}")
+        elif get_args(hint) and isinstance(value, str) and value not in get_args(hint):
+            raise ValueError(f"{where}: field {name!r} is {value!r}, must be one of {', '.join(map(str, get_args(hint)))}")
+        fields[name] = value
+    return kind(**fields)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fills a model from a safetensors file. ValueError, before anything is changed, names the first key or shape that does not fit."""
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: run `make weights`, or copy the folder again") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({str(error).splitlines()[0]}): copy it again") from None
+    expected = model.state_dict()
+    for key in sorted(expected.keys() | tensors.keys()):
+        if key not in tensors:
+            raise ValueError(f"{path} lacks {key!r}: it belongs to another model or preset")
+        if key not in expected:
+            raise ValueError(f"{path} has {key!r}, which a {type(model).__name__} does not know: it belongs to another model or preset")
+        if tensors[key].shape != expected[key].shape:
+            shapes = f"{tuple(tensors[key].shape)}, but the config asks for {tuple(expected[key].shape)}"
+            raise ValueError(f"{path}: {key!r} has shape {shapes}: it belongs to another preset")
+        if tensors[key].is_floating_point() and not torch.isfinite(tensors[key]).all():
+            raise ValueError(f"{path}: {key!r} has values that are not finite: the training diverged or half precision overflowed")
+    model.load_state_dict(tensors)
+
+
+def load_model(stage: str, folder: Path) -> nn.Module:
+    """The model of a stage from its folder, float32, in eval mode."""
+    model_class, config_class = MODELS[stage]
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: run `make weights`, or copy the folder again") from None
+    except ValueError:
+        raise ValueError(f"{path} is not JSON: copy the folder again") from None
+    model = model_class(config_from_json(config_class, values, str(path)))
+    load_weights(model, folder / "model.safetensors")
+    return model.eval()

@@ -1,0 +1,181 @@
+"""The decoder: a diffusion model that turns a CLIP image embedding, and a caption, into an image.
+
+Paper: section 2.1, "Decoder", P(x | z_i, y). The image embedding enters twice: projected and added to the timestep embedding, and projected
+into four tokens that follow the caption's, which the U-Net's attention sees. The caption goes through a text transformer of the decoder's
+own, as in GLIDE (Nichol et al. 2021), whose last output is added to the timestep embedding too.
+
+Different from the paper: padding is hidden by a mask (GLIDE learns a padding embedding), and a dropped caption is one of which attention
+sees nothing (GLIDE encodes an empty one).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minunclip.config import DecoderConfig
+from minunclip.diffusion import Denoiser, OnStep, SamplerName, Schedule, SeededNoise, guide, make_denoiser, sample, training_loss
+from minunclip.models.transformer import Transformer
+from minunclip.models.unet import TimestepMLP, UNet
+
+
+class Condition(NamedTuple):
+    """All that the U-Net is told besides x_t and the timestep; computed once, used at every step of sampling."""
+
+    vector: Tensor  # (B, 4 * unet width), added to the timestep embedding
+    context: Tensor  # (B, context_length + 4, text width): the caption's tokens, then the image embedding's
+    mask: Tensor  # (B, context_length + 4), True where attention may look
+
+
+class Decoder(nn.Module):
+    """Image embedding and caption to image, by diffusion."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        text_width, embedding_width = config.text.width, 4 * config.unet.width
+        self.token_embedding = nn.Embedding(config.vocabulary_size, text_width)
+        self.positions = nn.Parameter(torch.zeros(config.context_length, text_width))
+        self.text_transformer = Transformer(config.text)
+        self.text_norm = nn.LayerNorm(text_width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+
+        self.timestep_mlp = TimestepMLP(config.unet.width)
+        self.embedding_to_vector = nn.Linear(config.embedding_dim, embedding_width)
+        self.embedding_to_tokens = nn.Linear(config.embedding_dim, config.context_tokens * text_width)
+        self.caption_to_vector = nn.Linear(text_width, embedding_width)
+        self.null_embedding = nn.Parameter(torch.zeros(config.embedding_dim))
+        self.null_caption = nn.Parameter(torch.zeros(text_width))
+
+        channels_out = 6 if config.diffusion.learned_variance else 3
+        self.unet = UNet(config.unet, config.image_size, 3, channels_out, embedding_width, context_width=text_width)
+
+    def encode_condition(
+        self,
+        image_embedding: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        drop_embedding: Tensor | None = None,
+        drop_caption: Tensor | None = None,
+    ) -> Condition:
+        """image_embedding (B, d), scaled by LatentScale; tokens (B, L) with mask (B, L), True for real ones, which come first.
+
+        drop_embedding and drop_caption (B,): True where the decoder is to be told nothing of it (classifier-free guidance).
+        ValueError where the captions are longer than the decoder's context.
+        """
+        if tokens.shape[1] > self.config.context_length:
+            raise ValueError(
+                f"captions of {tokens.shape[1]} tokens, but the decoder reads {self.config.context_length}: tokenize them to that length"
+            )
+        text = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
+        text = self.text_norm(self.text_transformer(text, causal=False, key_mask=mask))
+        end = mask.sum(dim=1) - 1
+        caption = text[torch.arange(len(text), device=text.device), end]  # the output at the end token stands for the whole caption
+        text_mask = mask
+        if drop_caption is not None:
+            caption = torch.where(drop_caption[:, None], self.null_caption.to(caption.dtype), caption)
+            text_mask = mask & ~drop_caption[:, None]
+        if drop_embedding is not None:
+            image_embedding = torch.where(drop_embedding[:, None], self.null_embedding.to(image_embedding.dtype), image_embedding)
+        vector = self.embedding_to_vector(image_embedding) + self.caption_to_vector(caption)
+        image_tokens = rearrange(self.embedding_to_tokens(image_embedding), "b (tokens c) -> b tokens c", tokens=self.config.context_tokens)
+        return Condition(
+            vector,
+            torch.cat([text.to(image_tokens.dtype), image_tokens], dim=1),
+            F.pad(text_mask, (0, self.config.context_tokens), value=True),
+        )
+
+    def denoise(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """One step's network output: x_t (B, 3, S, S) and timestep (B,) to (B, 3, S, S), or (B, 6, S, S) with learned variance."""
+        return self.unet(x_t, self.timestep_mlp(timestep) + condition.vector, condition.context, condition.mask)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        timestep: Tensor,
+        image_embedding: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        drop_embedding: Tensor | None = None,
+        drop_caption: Tensor | None = None,
+    ) -> Tensor:
+        """`denoise` with `encode_condition` of the rest: what training calls."""
+        return self.denoise(x_t, timestep, self.encode_condition(image_embedding, tokens, mask, drop_embedding, drop_caption))
+
+
+def decoder_loss(
+    model: Decoder,
+    schedule: Schedule,
+    x_0: Tensor,
+    image_embedding: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    timestep: Tensor,
+    noise: Tensor,
+    drop_embedding: Tensor | None = None,
+    drop_caption: Tensor | None = None,
+) -> Tensor:
+    """The loss (B,) of each image x_0 (B, 3, S, S) in [-1, 1]; other shapes as in `Decoder.encode_condition`."""
+    config = model.config.diffusion
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        return model(x_t, t, image_embedding, tokens, mask, drop_embedding, drop_caption)
+
+    return training_loss(schedule, config.objective, config.learned_variance, network, x_0, timestep, noise)
+
+
+@torch.no_grad()
+def decoder_denoiser(model: Decoder, schedule: Schedule, image_embedding: Tensor, tokens: Tensor, mask: Tensor, guidance: float = 1.0) -> Denoiser:
+    """The decoder with its condition fixed, for any sampler and for DDIM inversion. The condition is encoded here, once.
+
+    With guidance each step runs the images twice in one batch: told everything, and told nothing. Guidance 1 skips the second half.
+    """
+    config = model.config.diffusion
+    batch = len(image_embedding)
+    if guidance == 1:
+        told = model.encode_condition(image_embedding, tokens, mask)
+        return make_denoiser(lambda x_t, t: model.denoise(x_t, t, told), schedule, config.objective, config.learned_variance)
+
+    dropped = torch.arange(2 * batch, device=image_embedding.device) >= batch
+    twice = [torch.cat([x, x]) for x in (image_embedding, tokens, mask)]
+    both = model.encode_condition(twice[0], twice[1], twice[2], drop_embedding=dropped, drop_caption=dropped)
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        conditional, unconditional = model.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both).float().chunk(2)
+        return guide(conditional, unconditional, guidance, config.learned_variance)
+
+    return make_denoiser(network, schedule, config.objective, config.learned_variance)
+
+
+@torch.no_grad()
+def sample_decoder(
+    model: Decoder,
+    schedule: Schedule,
+    image_embedding: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    guidance: float = 1.0,
+    sampler: SamplerName | None = None,
+    eta: float = 0.0,
+    x_T: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Images (B, 3, S, S) in [-1, 1] for scaled image embeddings (B, d) and captions (B, L); the model should be in eval mode.
+
+    seeds: one an image; it alone decides the image's noise. Steps and sampler are the config's unless given. x_T (B, 3, S, S): where to start
+    in place of noise, and eta the randomness of "ddim" (section 3: inversion and variations). ValueError where the seeds do not fit.
+    """
+    if len(seeds) != len(image_embedding):
+        raise ValueError(f"{len(seeds)} seeds for {len(image_embedding)} images: give one seed an image")
+    config = model.config.diffusion
+    noise = SeededNoise(seeds)
+    if x_T is None:
+        x_T = noise((3, model.config.image_size, model.config.image_size)).to(image_embedding.device)
+    denoiser = decoder_denoiser(model, schedule, image_embedding, tokens, mask, guidance)
+    return sample(denoiser, schedule, x_T, sampler or config.sampler, config.sampling_steps if steps is None else steps, noise.like, eta, on_step)

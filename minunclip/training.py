@@ -1,0 +1,248 @@
+"""One training loop for every stage: it knows no model, only a batch, a loss and what to save.
+
+AdamW with linear warm-up and cosine decay, gradient clipping and accumulation, an exponential moving average of the weights, bf16 or fp16
+autocast, a JSONL log, a loss curve, samples from fixed noise, and checkpoints from which a run goes on bit for bit as if it had never
+stopped (on the CPU): every step seeds torch with its own number, and every batch is a function of the step.
+"""
+
+import copy
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minunclip.config import TrainingConfig
+
+Batch = dict[str, Tensor]
+LOG_EVERY = 10
+
+
+class TrainingError(RuntimeError):
+    """A run that had to stop; the message is one line for the person who started it."""
+
+
+def learning_rate_at(step: int, settings: TrainingConfig) -> float:
+    """Linear warm-up, then half a cosine down to `final_learning_rate` of the peak. Steps count from 0."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    floor = settings.final_learning_rate
+    return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def make_optimizer(model: nn.Module, settings: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW; only matrices and kernels decay, never biases, norms or single vectors."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True)
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model, over parameters only. Early on the decay is smaller, to forget the start."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` on a temporary name, then renames: the old file stays whole if anything goes wrong in between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(f"cannot write {path} ({str(error).splitlines()[0]}): the last checkpoint is intact; free some space or choose another --out") from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_model(folder: Path, model: nn.Module, config: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """A model as other tools know it: `model.safetensors` and `config.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
+    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1)))
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context in which forward passes run."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def fit(
+    model: nn.Module,
+    batch: Callable[[int], Batch],
+    loss: Callable[[nn.Module, Batch], Tensor],
+    settings: TrainingConfig,
+    folder: Path,
+    *,
+    name: str,
+    model_config: dict[str, Any],
+    seed: int = 0,
+    resume: bool = True,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    sample: Callable[[nn.Module], np.ndarray] | None = None,
+    stop_after: int | None = None,
+) -> nn.Module:
+    """Trains `model` in place and returns its moving average, which is what is saved in `folder` and used from then on.
+
+    `batch(step)` gives tensors with a first dimension of `settings.batch_size`; `loss(model, batch)` a scalar. `validate` and `sample` see the
+    moving average; `sample` gives a picture, uint8 (H, W, 3). `folder` holds the log, pictures and checkpoint; with `resume` a run that was cut
+    short there goes on. `stop_after` ends the run at that step, as Ctrl-C would. Raises TrainingError on a loss that is not finite.
+    """
+    device = next(model.parameters()).device
+    folder.mkdir(parents=True, exist_ok=True)
+    average = copy.deepcopy(model).requires_grad_(False).eval()
+    optimizer = make_optimizer(model, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    identity = json.dumps({"training": asdict(settings), "model": model_config, "seed": seed}, sort_keys=True)
+    checkpoint, log = folder / "training.pt", folder / "log.jsonl"
+    first, seconds = 0, 0.0
+    if resume and checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["identity"] != identity:
+            raise TrainingError(f"{folder} holds a {name} run with other settings: give another --out, or --resume never to start anew")
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        first, seconds = state["step"], state["seconds"]
+    _cut_log(log, first)
+
+    def save(step: int) -> None:
+        state = {"step": step, "seconds": seconds, "identity": identity, "model": model.state_dict(), "average": average.state_dict()}
+        state |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        write_atomically(checkpoint, lambda path: torch.save(state, path))
+        save_model(folder, average, model_config)
+
+    stopping: list[int] = []
+    previous = {s: signal.signal(s, lambda number, frame: stopping.append(number)) for s in _signals()}
+    bar = tqdm(total=settings.steps, initial=first, desc=name, unit="step", dynamic_ncols=True, mininterval=2)
+    pending: list[Tensor] = []
+    step, started, waited = first, time.perf_counter(), 0.0
+    try:
+        while step < settings.steps:
+            torch.manual_seed((seed * 1_000_003 + step) % 2**63)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, settings)
+            before = time.perf_counter()
+            data = {key: value.to(device, non_blocking=True) for key, value in batch(step).items()}
+            waited += time.perf_counter() - before
+            model.train()
+            total = torch.zeros((), device=device)
+            for k in range(settings.accumulation):
+                with autocast(device, settings.precision):
+                    part = loss(model, {key: value.chunk(settings.accumulation)[k] for key, value in data.items()}) / settings.accumulation
+                scaler.scale(part).backward()
+                total += part.detach()
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            update_ema(average, model, step, settings.ema_decay)
+            pending.append(total)
+            step += 1
+            due = step % settings.checkpoint_every == 0 or step == settings.steps or bool(stopping) or step == stop_after
+            if step % LOG_EVERY == 0 or due:  # the only places where the host waits for the device
+                losses = torch.stack(pending).tolist()
+                pending.clear()
+                _require_finite(losses, step, name)
+                now = time.perf_counter()
+                seconds += now - started
+                speed = len(losses) * settings.batch_size / (now - started)
+                line = {"step": step, "loss": sum(losses) / len(losses), "learning_rate": learning_rate_at(step - 1, settings)}
+                line |= {"gradient_norm": float(norm), "images_per_second": round(speed, 1), "seconds": round(seconds, 2)}
+                line |= {"data_wait": round(waited / (now - started), 4)}
+                if validate is not None and (step % settings.validate_every == 0 or step == settings.steps):
+                    line |= validate(average)
+                with open(log, "a") as file:
+                    file.write(json.dumps(line) + "\n")
+                bar.set_postfix_str(f"loss {line['loss']:.4f}, {speed:.0f} images/s")
+                started, waited = time.perf_counter(), 0.0
+            bar.update()
+            if due:
+                save(step)
+            if sample is not None and (step % settings.sample_every == 0 or step == settings.steps):
+                _save_picture(folder / f"samples-{step:06d}.png", sample(average))
+                plot_log(log, folder / "loss.png", name)
+            if stopping or step == stop_after:
+                if stopping:
+                    raise KeyboardInterrupt
+                break
+    except torch.OutOfMemoryError:
+        raise TrainingError(f"{name}: out of memory at step {step}: halve batch_size, or double accumulation") from None
+    finally:
+        bar.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if step == first == settings.steps and not (folder / "model.safetensors").exists():
+        save(step)
+    return average
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    """Ctrl-C and a polite kill end a run after the step in hand. Only the main thread may listen."""
+    import threading
+
+    return (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+
+
+def _require_finite(losses: list[float], step: int, name: str) -> None:
+    for i, value in enumerate(losses):
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{name}: the loss is {value} at step {step - len(losses) + i + 1}: lower learning_rate or use fp32; the last checkpoint is intact"
+            )
+
+
+def _cut_log(log: Path, step: int) -> None:
+    """Drops what a lost run had logged past the checkpoint from which this one goes on."""
+    lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step] if log.exists() else []
+    write_atomically(log, lambda path: path.write_text("".join(line + "\n" for line in lines)))
+
+
+def read_log(log: Path) -> list[dict[str, float]]:
+    """The lines of a JSONL log."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def plot_log(log: Path, picture: Path, name: str) -> None:
+    """The loss curve as a PNG, training and validation, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    lines = read_log(log)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([x["step"] for x in lines], [x["loss"] for x in lines], color="#5b8db8", linewidth=1, label="training")
+    checked = [x for x in lines if "validation_loss" in x]
+    if checked:
+        axes.plot([x["step"] for x in checked], [x["validation_loss"] for x in checked], "o--", color="#c26a00", markersize=3, label="validation")
+    axes.set(xlabel="step", ylabel="loss", title=name, yscale="log")
+    axes.legend()
+    write_atomically(picture, lambda path: figure.savefig(path, format="png", dpi=110))
+
+
+def _save_picture(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, format="PNG"))
