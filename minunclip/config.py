@@ -165,9 +165,7 @@ TINY = Preset(
     upsampler1=UpsamplerConfig(16, 32, "blur", UNetConfig(16, (1, 2), 1, (), 16, patch_size=2), DiffusionConfig("cosine", "v", False, "ddim", 4)),
     upsampler2=UpsamplerConfig(32, 64, "bsr", UNetConfig(16, (1, 2), 1, (), 16, patch_size=4), DiffusionConfig("linear", "v", False, "ddim", 4)),
     training={
-        stage: TrainingConfig(
-            steps=12, batch_size=16, learning_rate=1e-3, warmup=4, precision="fp32", checkpoint_every=4, sample_every=8, validate_every=4
-        )
+        stage: TrainingConfig(steps=12, batch_size=16, learning_rate=1e-3, warmup=4, precision="fp32", checkpoint_every=4, sample_every=8, validate_every=4)
         for stage in STAGES
     },
 )

@@ -212,9 +212,7 @@ def guided_network(conditional: Network, unconditional: Network, scale: float, l
 # ---- training ----
 
 
-def training_loss(
-    schedule: Schedule, objective: Objective, learned_variance: bool, network: Network, x_0: Tensor, timestep: Tensor, noise: Tensor
-) -> Tensor:
+def training_loss(schedule: Schedule, objective: Objective, learned_variance: bool, network: Network, x_0: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
     """Loss of each example (B,): the mean square error of the prediction; with a learned variance plus lambda times the VLB, lambda = T / 1000.
 
     The VLB (Nichol & Dhariwal 2021, eq. 16) is one term of it in bits per dimension and trains the variance only. It takes x_0 for an
@@ -282,9 +280,7 @@ def _predict(denoiser: Denoiser, x_t: Tensor, timestep: int, index: int, on_step
 
 
 @torch.no_grad()
-def sample_ancestral(
-    denoiser: Denoiser, schedule: Schedule, x_T: Tensor, steps: int, noise: Noise = torch.randn_like, on_step: OnStep | None = None
-) -> Tensor:
+def sample_ancestral(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, steps: int, noise: Noise = torch.randn_like, on_step: OnStep | None = None) -> Tensor:
     """DDPM (Ho et al. 2020): at each step draw x_{t-1} from the posterior. The variance is the learned one, else the posterior's."""
     x_t = x_T
     for index, timestep, abar, abar_next in _descent(schedule, steps):

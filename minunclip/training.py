@@ -67,7 +67,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise TrainingError(f"cannot write {path} ({str(error).splitlines()[0]}): the last checkpoint is intact; free some space or choose another --out") from None
+        raise TrainingError(
+            f"cannot write {path} ({str(error).splitlines()[0]}): the last checkpoint is intact; free some space or choose another --out"
+        ) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

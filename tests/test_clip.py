@@ -156,9 +156,7 @@ def test_loss_of_perfect_and_of_uninformative_embeddings() -> None:
     assert contrastive_loss(eye, eye, 100.0) < 1e-6
     torch.testing.assert_close(contrastive_loss(eye[:1].expand(4, -1), eye[:1].expand(4, -1), 100.0), torch.tensor(math.log(4)))
     # all captions the same: nothing to tell apart, so the even answer is the best, at the entropy of the target
-    torch.testing.assert_close(
-        contrastive_loss(eye[:1].expand(4, -1), eye[:1].expand(4, -1), 9.0, torch.ones(4, 4).bool()), torch.tensor(math.log(4))
-    )
+    torch.testing.assert_close(contrastive_loss(eye[:1].expand(4, -1), eye[:1].expand(4, -1), 9.0, torch.ones(4, 4).bool()), torch.tensor(math.log(4)))
 
 
 def test_same_captions() -> None:

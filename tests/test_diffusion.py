@@ -415,8 +415,7 @@ def test_eta_one_is_ancestral():
     """DDIM with eta 1 has the posterior's mean and variance, so the same noise gives the same picture: any steps, clipped or not."""
     for steps, clip in [(1000, None), (9, 1.0), (2, None)]:
         ancestral, ddim = (
-            D.sample(perfect(COSINE, clip=clip), COSINE, gaussian(1, 64), name, steps, noise=D.SeededNoise([5]).like, eta=1.0)
-            for name in ("ancestral", "ddim")
+            D.sample(perfect(COSINE, clip=clip), COSINE, gaussian(1, 64), name, steps, noise=D.SeededNoise([5]).like, eta=1.0) for name in ("ancestral", "ddim")
         )
         torch.testing.assert_close(ancestral, ddim, atol=2e-3, rtol=1e-3)
 

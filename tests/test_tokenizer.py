@@ -44,9 +44,7 @@ def rust_oracle(tokenizer: Tokenizer) -> RustTokenizer:
     names = ["<pad>", "<end>"] + ["".join(letters()[byte] for byte in piece) for piece in tokenizer.pieces[2:]]
     rust = RustTokenizer(BPE({name: i for i, name in enumerate(names)}, [(names[a], names[b]) for a, b in tokenizer.merges]))
     split = Regex(r" ?\p{L}+| ?\p{Nd}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-    rust.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    rust.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     return rust
 
 
@@ -221,9 +219,7 @@ def clip_files(tmp_path_factory):
     rust = RustTokenizer(BPE(vocabulary, [tuple(line.split()) for line in CLIP_LINES], end_of_word_suffix="</w>", continuing_subword_prefix=""))
     rust.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
     split = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    rust.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(split, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    rust.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(split, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     return folder, Tokenizer.from_clip(folder), rust
 
 

@@ -139,12 +139,7 @@ class Description:
 
 def _spellings(names: tuple[str, ...]) -> dict[str, str]:
     """Every way to write each name, to the name; plurals too."""
-    return {
-        form: name
-        for name in names
-        for word in SYNONYMS.get(name, (name,))
-        for form in (word, _plural(word))
-    }
+    return {form: name for name in names for word in SYNONYMS.get(name, (name,)) for form in (word, _plural(word))}
 
 
 _SHAPE, _COLOUR, _TEXTURE, _SIZE = (_spellings(names) for names in (SHAPES, tuple(COLOURS), TEXTURES, SIZES))

@@ -92,9 +92,7 @@ class Quantiser(nn.Module):
 def fit_quantiser(values: Tensor, buckets: int) -> Quantiser:
     """Ranges of training values (N, k), but for the outermost 0.1 % at either end."""
     ends = torch.tensor([OUTLIERS, 1 - OUTLIERS], device=values.device)
-    low, high = torch.stack(
-        [component.quantile(ends) for component in values.float().unbind(dim=1)], dim=1
-    )  # one by one: quantile is limited in size
+    low, high = torch.stack([component.quantile(ends) for component in values.float().unbind(dim=1)], dim=1)  # one by one: quantile is limited in size
     return Quantiser(low, torch.maximum(high, low + 1e-6), buckets)
 
 

@@ -68,9 +68,7 @@ class Decoder(nn.Module):
         ValueError where the captions are longer than the decoder's context.
         """
         if tokens.shape[1] > self.config.context_length:
-            raise ValueError(
-                f"captions of {tokens.shape[1]} tokens, but the decoder reads {self.config.context_length}: tokenize them to that length"
-            )
+            raise ValueError(f"captions of {tokens.shape[1]} tokens, but the decoder reads {self.config.context_length}: tokenize them to that length")
         text = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
         text = self.text_norm(self.text_transformer(text, causal=False, key_mask=mask))
         end = mask.sum(dim=1) - 1

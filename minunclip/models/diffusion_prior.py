@@ -105,9 +105,7 @@ class DiffusionPrior(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.to_embedding = nn.Linear(width, config.embedding_dim)
 
-    def forward(
-        self, noised: Tensor, timestep: Tensor, encoded_text: Tensor, text_mask: Tensor, text_embedding: Tensor, drop: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, noised: Tensor, timestep: Tensor, encoded_text: Tensor, text_mask: Tensor, text_embedding: Tensor, drop: Tensor | None = None) -> Tensor:
         """Noised scaled z_i (B, d), timestep (B,), encoded text (B, L, text_width), its mask (B, L), unit-norm z_t (B, d) to scaled z_i (B, d).
 
         `drop` (B,) bool: examples that go without text and z_t. The noised embedding is never dropped.

@@ -68,9 +68,7 @@ def random_quarter_crop(high: Tensor, low: Tensor, generator: torch.Generator) -
     """
     scale, side = high.shape[2] // low.shape[2], low.shape[2] // 4
     if low.shape[2] % 4 or low.shape[2] != low.shape[3] or high.shape[2:] != (scale * low.shape[2], scale * low.shape[3]):
-        raise ValueError(
-            f"cannot crop {tuple(high.shape[2:])} and {tuple(low.shape[2:])} alike: give squares, low's side a multiple of 4, high's of low's"
-        )
+        raise ValueError(f"cannot crop {tuple(high.shape[2:])} and {tuple(low.shape[2:])} alike: give squares, low's side a multiple of 4, high's of low's")
     top, left = torch.randint(0, low.shape[2] - side + 1, (2, len(low)), generator=generator)
     return crop(high, scale * top, scale * left, scale * side), crop(low, top, left, side)
 
@@ -194,6 +192,4 @@ def sample_upsampler(
     noise = SeededNoise(seeds)
     denoiser = make_denoiser(lambda x_t, t: model(x_t, t, seen), schedule, process.objective, process.learned_variance)
     x_T = noise((3, *size)).to(low_resolution)
-    return sample(
-        denoiser, schedule, x_T, sampler or process.sampler, process.sampling_steps if steps is None else steps, noise.like, on_step=on_step
-    )
+    return sample(denoiser, schedule, x_T, sampler or process.sampler, process.sampling_steps if steps is None else steps, noise.like, on_step=on_step)

@@ -1,0 +1,27 @@
+# Each target does its own set-up in .venv. Needs Python 3.10 or newer and make.
+PYTHON ?= python3
+PROMPT ?= a red circle above a blue square
+BIN := .venv/bin
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-deps -e .
+	touch $@
+
+.PHONY: demo test weights notebooks
+demo: .venv/ready
+	$(BIN)/minunclip demo "$(PROMPT)"
+
+test: .venv/ready
+	$(BIN)/ruff check minunclip tests
+	$(BIN)/ruff format --check minunclip tests
+	$(BIN)/mypy
+	TQDM_DISABLE=1 $(BIN)/pytest -q --nbval-lax --nbval-cell-timeout=600 tests notebooks
+
+weights: .venv/ready
+	$(BIN)/minunclip train all --preset cpu --out runs/cpu
+	$(BIN)/minunclip pack runs/cpu data/weights
+
+notebooks: .venv/ready
+	$(BIN)/jupyter lab notebooks
