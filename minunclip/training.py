@@ -57,7 +57,7 @@ def update_ema(average: nn.Module, model: nn.Module, step: int, decay: float) ->
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` on a temporary name, then renames: the old file stays whole if anything goes wrong in between."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

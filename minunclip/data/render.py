@@ -143,8 +143,8 @@ def _render(scenes: list[Scene], size: int, windows: Tensor) -> np.ndarray:
                 thing = scene.things[-1 - layer]
                 groups.setdefault((thing.shape, thing.texture), []).append(i)
         for members in groups.values():
-            i = torch.tensor(members)
-            canvas[i] = _paint_thing(canvas[i], [scenes[m].things[-1 - layer] for m in members], x[i], y[i], pixel[i])
+            rows = torch.tensor(members)
+            canvas[rows] = _paint_thing(canvas[rows], [scenes[m].things[-1 - layer] for m in members], x[rows], y[rows], pixel[rows])
     for i, scene in enumerate(scenes):
         if scene.word:
             canvas[i] = _paint_label(canvas[i], scene, x[i].expand(size, size), y[i].expand(size, size), pixel[i])
