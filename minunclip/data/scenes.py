@@ -128,6 +128,7 @@ def _thing(rng: np.random.Generator, kind: dict[str, str], size: str, x: float, 
 def _layout(rng: np.random.Generator, count: int, size: str) -> list[tuple[float, float]]:
     """Centres for two or three things that are alike: what a caption never says."""
     far = rng.uniform(0.235, 0.255)
+    options: list[list[tuple[float, float]]]
     if count == 2:
         options = [[(-far, 0), (far, 0)], [(0, -far), (0, far)], [(-far, -far), (far, far)], [(-far, far), (far, -far)]]
     else:
