@@ -11,7 +11,8 @@ BIN := .venv/bin
 
 .PHONY: demo test weights notebooks
 demo: .venv/ready
-	$(BIN)/minunclip demo "$(PROMPT)"
+	mkdir -p out
+	$(BIN)/minunclip sample "$(PROMPT)" --out out/picture.png
 
 test: .venv/ready
 	$(BIN)/ruff check minunclip tests

@@ -200,6 +200,15 @@ def test_sampling_full_size_by_seed(config):
 
 
 @pytest.mark.parametrize("config", [FIRST, SECOND])
+def test_autocast_speeds_the_network_and_spares_the_picture(config):
+    model, low = awake(config), smooth(1, config.low_size)
+    blurred = degrade_blur(low)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(degrade_blur(low), blurred, rtol=0, atol=0)
+        assert sample_upsampler(model, SCHEDULE, low, seeds=[0], steps=2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("config", [FIRST, SECOND])
 def test_sampling_blurs_as_training_did_and_leaves_bsr_out(config, monkeypatch):
     seen, low = [], smooth(1, config.low_size)
     monkeypatch.setattr(Upsampler, "forward", lambda self, x_t, t, low_resolution: seen.append(low_resolution) or x_t)

@@ -95,7 +95,9 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     radius = kernels.shape[-1] // 2
     padded = rearrange(F.pad(images, (radius,) * 4, mode="reflect"), "b c h w -> 1 (b c) h w")
     kernels = repeat(kernels.to(images), "b k l -> (b c) 1 k l", c=images.shape[1])
-    return rearrange(F.conv2d(padded, kernels, groups=len(kernels)), "1 (b c) h w -> b c h w", b=len(images))
+    with torch.autocast(images.device.type, enabled=False):  # autocast would round the picture to bfloat16
+        blurred = F.conv2d(padded, kernels, groups=len(kernels))
+    return rearrange(blurred, "1 (b c) h w -> b c h w", b=len(images))
 
 
 def gaussian_kernels(sigma_x: Tensor, sigma_y: Tensor, angle: Tensor, size: int) -> Tensor:

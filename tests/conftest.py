@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from minunclip.config import STAGES, TINY
+from minunclip.pipeline import pack
+from minunclip.stages import Run, train
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole chain trained with the tiny preset: a few seconds, and pictures of noise."""
+    folder = tmp_path_factory.mktemp("tiny")
+    run = Run(TINY, folder, torch.device("cpu"))
+    for stage in STAGES:
+        train(stage, run)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_run: Path) -> Path:
+    pack(tiny_run, tiny_run / "weights")
+    return tiny_run / "weights"
