@@ -162,8 +162,8 @@ TINY = Preset(
     decoder=DecoderConfig(
         16, 32, 512, 32, TransformerConfig(32, 1, 2), UNetConfig(32, (1, 2), 1, (4,), 16, patch_size=2), DiffusionConfig("cosine", "v", False, "dpm", 8)
     ),
-    upsampler1=UpsamplerConfig(16, 32, "blur", UNetConfig(16, (1, 2), 1, (), 16, patch_size=2), DiffusionConfig("cosine", "v", False, "ddim", 4)),
-    upsampler2=UpsamplerConfig(32, 64, "bsr", UNetConfig(16, (1, 2), 1, (), 16, patch_size=4), DiffusionConfig("linear", "v", False, "ddim", 4)),
+    upsampler1=UpsamplerConfig(16, 32, "blur", UNetConfig(16, (1, 2), 1, (), 16, patch_size=2), DiffusionConfig("cosine", "x0", False, "ddim", 4)),
+    upsampler2=UpsamplerConfig(32, 64, "bsr", UNetConfig(16, (1, 2), 1, (), 16, patch_size=4), DiffusionConfig("linear", "x0", False, "ddim", 4)),
     training={
         stage: TrainingConfig(steps=12, batch_size=16, learning_rate=1e-3, warmup=4, precision="fp32", checkpoint_every=4, sample_every=8, validate_every=4)
         for stage in STAGES
@@ -205,14 +205,14 @@ CPU = Preset(
         high_size=128,
         degradation="blur",
         unet=UNetConfig(width=32, multipliers=(1, 2, 2), blocks=1, attention_at=(), head_channels=32, patch_size=2),
-        diffusion=DiffusionConfig("cosine", "v", learned_variance=False, sampler="ddim", sampling_steps=27),
+        diffusion=DiffusionConfig("cosine", "x0", learned_variance=False, sampler="ddim", sampling_steps=27),
     ),
     upsampler2=UpsamplerConfig(
         low_size=128,
         high_size=512,
         degradation="bsr",
         unet=UNetConfig(width=32, multipliers=(1, 2, 2), blocks=1, attention_at=(), head_channels=32, patch_size=4),
-        diffusion=DiffusionConfig("linear", "v", learned_variance=False, sampler="ddim", sampling_steps=15),
+        diffusion=DiffusionConfig("linear", "x0", learned_variance=False, sampler="ddim", sampling_steps=15),
     ),
     training={
         "clip": TrainingConfig(steps=1200, batch_size=256, learning_rate=1e-3, beta2=0.98, weight_decay=0.1),

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,10 @@ def fit(
     checkpoint, log = folder / "training.pt", folder / "log.jsonl"
     first, seconds = 0, 0.0
     if resume and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        try:
+            state = torch.load(checkpoint, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError):
+            raise TrainingError(f"{checkpoint} is damaged: delete it, or use --resume never to start anew") from None
         if state["identity"] != identity:
             raise TrainingError(f"{folder} holds a {name} run with other settings: give another --out, or --resume never to start anew")
         model.load_state_dict(state["model"])
@@ -169,6 +173,8 @@ def fit(
                 losses = torch.stack(pending).tolist()
                 pending.clear()
                 _require_finite(losses, step, name)
+                if settings.precision != "fp16" and not math.isfinite(norm):  # the scaler skips such a step, AdamW would have spoilt the weights
+                    raise TrainingError(f"{name}: the gradient is not finite at step {step}: lower learning_rate or use fp32; the last checkpoint is intact")
                 now = time.perf_counter()
                 seconds += now - started
                 speed = len(losses) * settings.batch_size / (now - started)
@@ -197,8 +203,8 @@ def fit(
         bar.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if step == first == settings.steps and not (folder / "model.safetensors").exists():
-        save(step)
+    if step == first == settings.steps:  # a run that was killed between its last checkpoint and its model has an older model there
+        save_model(folder, average, model_config)
     return average
 
 
