@@ -123,7 +123,7 @@ def fit(
     if resume and checkpoint.exists():
         try:
             state = torch.load(checkpoint, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError):
+        except (RuntimeError, EOFError, OSError, UnpicklingError):
             raise TrainingError(f"{checkpoint} is damaged: delete it, or use --resume never to start anew") from None
         if state["identity"] != identity:
             raise TrainingError(f"{folder} holds a {name} run with other settings: give another --out, or --resume never to start anew")

@@ -1,0 +1,254 @@
+import dataclasses
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from minunclip import training
+from minunclip.config import TrainingConfig
+from minunclip.training import TrainingError, fit, learning_rate_at, make_optimizer, read_log, update_ema
+
+SETTINGS = TrainingConfig(steps=40, batch_size=8, learning_rate=0.05, warmup=4, weight_decay=0.0, precision="fp32", checkpoint_every=10)
+TOY = """
+import sys, time
+from pathlib import Path
+from tests.test_training import SETTINGS, run
+run(Path(sys.argv[1]), pause=float(sys.argv[2]))
+"""
+
+
+def batch(step: int) -> dict[str, Tensor]:
+    """Points of the plane y = 2 a - b + 0.5: a function of the step alone."""
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(step))
+    return {"x": x, "y": x @ torch.tensor([2.0, -1.0]) + 0.5}
+
+
+def loss(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
+    """Squared error with noise drawn from torch's generator, as a diffusion loss would."""
+    return (model(data["x"])[:, 0] - data["y"] + 0.01 * torch.randn(len(data["y"]))).square().mean()
+
+
+def run(folder: Path, settings: TrainingConfig = SETTINGS, pause: float = 0.0, **options) -> nn.Module:
+    def slow_batch(step: int) -> dict[str, Tensor]:
+        time.sleep(pause)
+        return batch(step)
+
+    torch.manual_seed(0)
+    return fit(nn.Linear(2, 1), options.pop("batch", slow_batch), options.pop("loss", loss), settings, folder, name="toy", model_config={"a": 1}, **options)
+
+
+def state(folder: Path) -> dict:
+    """All that a later step depends on."""
+    kept = torch.load(folder / "training.pt", weights_only=True)
+    moments = {f"{i}.{k}": v for i, s in kept["optimizer"]["state"].items() for k, v in s.items()}
+    return {"step": torch.tensor(kept["step"]), **kept["model"], **{f"average.{k}": v for k, v in kept["average"].items()}, **moments}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = state(one), state(other)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
+    settings = TrainingConfig(steps=110, batch_size=1, learning_rate=2.0, warmup=10, final_learning_rate=0.1)
+    assert [learning_rate_at(step, settings) for step in (0, 4, 9, 10)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
+    assert learning_rate_at(60, settings) == pytest.approx(2.0 * (0.1 + 0.9 / 2))  # half way
+    assert learning_rate_at(35, settings) == pytest.approx(2.0 * (0.1 + 0.45 * (1 + math.sqrt(0.5))))  # a quarter
+    assert learning_rate_at(110, settings) == learning_rate_at(500, settings) == pytest.approx(0.2)
+    assert learning_rate_at(0, dataclasses.replace(settings, warmup=0)) == 2.0
+
+
+def test_the_moving_average_has_its_closed_form() -> None:
+    average, model, decay = nn.Linear(1, 1), nn.Linear(1, 1), 0.9
+    nn.init.constant_(average.weight, 5.0)
+    nn.init.constant_(model.weight, 1.0)
+    for n in range(1, 6):  # late steps: 1 + 4 * 0.9^n
+        update_ema(average, model, step=1000, decay=decay)
+        assert average.weight.item() == pytest.approx(1 + 4 * decay**n)
+    update_ema(average, model, step=0, decay=decay)  # the first step: a tenth stays
+    assert average.weight.item() == pytest.approx(1 + 4 * decay**5 * 0.1)
+
+
+def test_only_matrices_decay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 2), nn.Embedding(5, 2))
+    model[3].requires_grad_(False)
+    decaying, others = make_optimizer(model, dataclasses.replace(SETTINGS, weight_decay=0.1)).param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert {id(p) for p in decaying["params"]} == {id(model[0].weight), id(model[2].weight)}
+    assert {id(p) for p in others["params"]} == {id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[2].bias)}
+
+
+def test_it_learns_a_plane(tmp_path: Path) -> None:
+    average = run(tmp_path, dataclasses.replace(SETTINGS, steps=200))
+    torch.testing.assert_close(average.weight, torch.tensor([[2.0, -1.0]]), atol=0.02, rtol=0)
+    torch.testing.assert_close(average.bias, torch.tensor([0.5]), atol=0.02, rtol=0)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(saved["weight"], average.weight) and json.loads((tmp_path / "config.json").read_text()) == {"a": 1}
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == list(range(10, 201, 10))
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    def plain(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
+        return (model(data["x"])[:, 0] - data["y"]).square().mean()
+
+    one, four = (run(tmp_path / str(n), dataclasses.replace(SETTINGS, accumulation=n), loss=plain) for n in (1, 4))
+    torch.testing.assert_close(one.state_dict(), four.state_dict())
+
+
+@pytest.mark.parametrize("stop", [1, 10, 17, 39])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, whole: Path, stop: int) -> None:
+    run(tmp_path, stop_after=stop)
+    assert state(tmp_path)["step"] == stop
+    run(tmp_path)
+    assert_same(tmp_path, whole)
+
+
+def test_a_finished_run_is_left_as_it_is_and_mends_an_older_model(tmp_path: Path, whole: Path) -> None:
+    run(tmp_path, stop_after=20)
+    older = (tmp_path / "model.safetensors").read_bytes()
+    run(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(older)  # killed between the last checkpoint and the model
+    run(tmp_path)
+    assert_same(tmp_path, whole)
+
+
+def start(folder: Path) -> subprocess.Popen:
+    """A run in a process of its own, once it has written its first checkpoint."""
+    process = subprocess.Popen([sys.executable, "-c", TOY, str(folder), "0.05"], cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "config.json").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_survives_real_signals_bit_for_bit(tmp_path: Path, whole: Path, number: signal.Signals) -> None:
+    process = start(tmp_path)
+    time.sleep(0.12)  # a few steps past the checkpoint
+    process.send_signal(number)
+    errors = process.communicate(timeout=30)[1]
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL and state(tmp_path)["step"] % 10 == 0
+    else:
+        assert process.returncode != 0 and "KeyboardInterrupt" in errors
+    assert 10 <= state(tmp_path)["step"] < 40
+    run(tmp_path)
+    assert_same(tmp_path, whole)
+
+
+def test_the_log_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=20)
+    log = tmp_path / "log.jsonl"
+    with open(log, "a") as file:  # what a killed run had written past its checkpoint, the last line torn
+        file.write(json.dumps({"step": 30, "loss": 1e9}) + '\n{"step": 40, "lo')
+    run(tmp_path)
+    lines = read_log(log)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40] and all(line["loss"] < 1e6 for line in lines)
+
+
+def test_starting_anew_forgets_the_old_run(tmp_path: Path, whole: Path) -> None:
+    run(tmp_path, stop_after=20, seed=3)
+    run(tmp_path, resume=False)
+    assert_same(tmp_path, whole)
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("bad", [20, 25])
+def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(tmp_path: Path, bad: int, precision) -> None:
+    def spoilt(step: int) -> dict[str, Tensor]:
+        data = batch(step)
+        return {**data, "y": data["y"] * (math.nan if step + 1 == bad else 1)}
+
+    with pytest.raises(TrainingError, match=rf"^toy: the loss is nan at step {bad}: .*last checkpoint is intact$"):
+        run(tmp_path, dataclasses.replace(SETTINGS, precision=precision), batch=spoilt)
+    kept = state(tmp_path)
+    assert kept["step"] == (bad - 1) // 10 * 10 and all(value.isfinite().all() for value in kept.values())
+
+
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
+    def spoilt(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
+        value = loss(model, data)
+        return value + 0 * (model.weight - model.weight).sum().sqrt()  # zero, with a gradient of 0 * infinity
+
+    def sound(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
+        return spoilt(model, data) if float(data["bad"][0]) else loss(model, data)
+
+    with pytest.raises(TrainingError, match="^toy: the gradient is not finite at step 20: "):
+        run(tmp_path, batch=lambda step: {**batch(step), "bad": torch.full((8,), float(step == 19))}, loss=sound)
+    kept = state(tmp_path)
+    assert kept["step"] == 10 and all(value.isfinite().all() for value in kept.values())
+
+
+@pytest.mark.parametrize("change", [{"settings": dataclasses.replace(SETTINGS, learning_rate=0.04)}, {"seed": 1}])
+def test_other_settings_are_refused(tmp_path: Path, change: dict) -> None:
+    run(tmp_path, stop_after=10)
+    before = (tmp_path / "training.pt").read_bytes()
+    with pytest.raises(TrainingError, match="holds a toy run with other settings"):
+        run(tmp_path, **change)
+    assert (tmp_path / "training.pt").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=10)
+    path = tmp_path / "training.pt"
+    for content in (path.read_bytes()[:-200], b"", b"no checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(TrainingError, match=r"training.pt is damaged: [^\n]*$"):
+            run(tmp_path)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed: file write failed\nmore")])
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    run(tmp_path, stop_after=10)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"}
+
+    def half(state: dict, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.torch, "save", half)
+        with pytest.raises(TrainingError, match=r"^cannot write .*training.pt \(.*\): the last checkpoint is intact; [^\n]*$"):
+            run(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"} == before  # and nothing half written
+    run(tmp_path)
+    assert_same(tmp_path, whole)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        run(tmp_path / "file" / "run")
+    if os.geteuid():  # root may write anywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(OSError, match="Permission"):
+            run(tmp_path / "run")
+        tmp_path.chmod(0o700)
+
+
+def test_the_handlers_of_signals_come_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    run(tmp_path, dataclasses.replace(SETTINGS, steps=1))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
