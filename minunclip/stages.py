@@ -295,6 +295,9 @@ def train(
     settings = settings or run.preset.training[stage]
     if run.device.type == "cpu" and settings.precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
         settings = replace(settings, precision="fp32")  # without the instructions bf16 is emulated, and slower
+    if stage in ("prior", "ar-prior", "decoder"):
+        # read CLIP before the first step: building it draws random numbers, which would make a resumed run differ from a whole one
+        _ = run.clip, run.image_embeddings
     torch.manual_seed(run.seed)
     if stage == "clip" and settings.accumulation > 1:
         raise TrainingError("clip: accumulation must be 1, since the contrastive loss compares all pairs of a batch with each other")

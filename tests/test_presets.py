@@ -1,0 +1,69 @@
+"""The sizes that the presets name are the sizes that are built."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minunclip.config import PRESETS, STAGES, TINY
+from minunclip.loading import MODELS, load_model
+from minunclip.stages import Run, preset_named, train
+from minunclip.training import read_log
+
+
+def parameters(stage: str, preset: str = "paper") -> int:
+    config = getattr(PRESETS[preset], stage.replace("-", "_"))
+    with torch.device("meta"):
+        return sum(p.numel() for p in MODELS[stage][0](config).parameters())
+
+
+@pytest.mark.parametrize("stage, millions", [("decoder", 3500), ("upsampler1", 700), ("upsampler2", 300)])
+def test_the_papers_networks_have_the_sizes_of_table_3(stage: str, millions: int) -> None:
+    assert parameters(stage) / 1e6 == pytest.approx(millions, rel=0.1)
+
+
+def test_the_papers_priors_have_the_sizes_that_its_widths_give() -> None:
+    # Tab. 3 gives both as 1B. Its width of 2048 and 24 blocks alone are 24 * 12 * 2048^2 = 1.21B, so that its 1B is rounded.
+    assert parameters("prior") / 1e9 == pytest.approx(1.226, abs=0.001)
+    # The latent transformer alone: 24 * 12 * 1664^2 = 0.80B. The paper's own text transformer of 1.2B (24 blocks of 2048) is left out here,
+    # since the encoded text comes from CLIP.
+    assert parameters("ar-prior") / 1e9 == pytest.approx(0.808, abs=0.001)
+    assert 0.97 < 24 * 12 * 2048**2 / parameters("prior") < 1 and 0.97 < 24 * 12 * 1664**2 / parameters("ar-prior") < 1
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_parts_of_a_preset_fit_together(preset: str) -> None:
+    p = PRESETS[preset]
+    assert p.clip.embedding_dim == p.prior.embedding_dim == p.ar_prior.embedding_dim == p.decoder.embedding_dim
+    assert p.clip.text.width == p.prior.text_width == p.ar_prior.text_width
+    assert p.clip.context_length == p.prior.context_length == p.ar_prior.context_length == p.decoder.context_length
+    assert p.clip.vocabulary_size == p.decoder.vocabulary_size
+    assert p.decoder.image_size == p.upsampler1.low_size and p.upsampler1.high_size == p.upsampler2.low_size
+    assert tuple(p.training) == STAGES and all(t.batch_size % t.accumulation == 0 for t in p.training.values())
+    assert all(parameters(stage, preset) > 0 for stage in STAGES)
+
+
+def test_an_unknown_preset_is_refused_with_the_names() -> None:
+    assert preset_named("tiny") is TINY
+    with pytest.raises(ValueError, match="no preset 'huge': choose one of tiny, cpu, gpu, paper"):
+        preset_named("huge")
+
+
+@pytest.mark.slow  # shares the training of the whole chain with other tests
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_tiny_preset_trains(tiny_run: Path, stage: str) -> None:
+    folder = tiny_run / stage
+    log = read_log(folder / "log.jsonl")
+    assert [line["step"] for line in log] == [4, 8, 10, 12] and all(line["loss"] > 0 for line in log)
+    assert [line["step"] for line in log if "validation_loss" in line] == [4, 8, 12]
+    load_model(stage, folder)
+    assert (folder / "samples-000012.png").exists() == (stage in ("decoder", "upsampler1", "upsampler2"))
+
+
+@pytest.mark.slow
+def test_a_stage_resumes_bit_for_bit(tiny_run: Path, tmp_path: Path) -> None:
+    for part in ("data", "clip"):
+        (tmp_path / part).symlink_to(tiny_run / part)
+    train("prior", Run(TINY, tmp_path, torch.device("cpu")), stop_after=5)
+    train("prior", Run(TINY, tmp_path, torch.device("cpu")))
+    assert (tmp_path / "prior" / "model.safetensors").read_bytes() == (tiny_run / "prior" / "model.safetensors").read_bytes()
