@@ -2,8 +2,7 @@
 
 import json
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from minunclip.config import AutoregressivePriorConfig, CLIPConfig, DecoderConfig, DiffusionPriorConfig, UpsamplerConfig
+from minunclip.data.checker import SceneReader, SceneReaderConfig
 from minunclip.models.autoregressive_prior import AutoregressivePrior
 from minunclip.models.clip import CLIP
 from minunclip.models.decoder import Decoder
@@ -24,6 +24,7 @@ MODELS: dict[str, tuple[type[nn.Module], type]] = {
     "decoder": (Decoder, DecoderConfig),
     "upsampler1": (Upsampler, UpsamplerConfig),
     "upsampler2": (Upsampler, UpsamplerConfig),
+    "checker": (SceneReader, SceneReaderConfig),
 }
 
 
@@ -39,11 +40,15 @@ def config_from_json(kind: type, values: Any, where: str) -> Any:
         value = values[name]
         if hasattr(hint, "__dataclass_fields__"):
             value = config_from_json(hint, value, where)
-        elif isinstance(value, list):
+        elif get_origin(hint) is tuple:
+            if not isinstance(value, list) or any(type(number) is not int for number in value):
+                raise ValueError(f"{where}: field {name!r} of {kind.__name__} must be a list of whole numbers, not {value!r}")
             value = tuple(value)
-        elif hint in (int, float) and not isinstance(value, (int, float)) and not isinstance(hint, UnionType):
-            raise ValueError(f"{where}: field {name!r} of {kind.__name__} must be a number, not {value!r}")
-        elif get_args(hint) and isinstance(value, str) and value not in get_args(hint):
+        elif hint in (int, float, bool):
+            if type(value) is not hint and not (hint is float and type(value) is int):
+                what = {int: "a whole number", float: "a number", bool: "true or false"}[hint]
+                raise ValueError(f"{where}: field {name!r} of {kind.__name__} must be {what}, not {value!r}")
+        elif value not in get_args(hint):
             raise ValueError(f"{where}: field {name!r} is {value!r}, must be one of {', '.join(map(str, get_args(hint)))}")
         fields[name] = value
     return kind(**fields)
@@ -81,6 +86,8 @@ def load_model(stage: str, folder: Path) -> nn.Module:
         raise ValueError(f"{path} is missing: run `make weights`, or copy the folder again") from None
     except ValueError:
         raise ValueError(f"{path} is not JSON: copy the folder again") from None
-    model = model_class(config_from_json(config_class, values, str(path)))
+    config = config_from_json(config_class, values, str(path))
+    with torch.random.fork_rng(devices=[]):  # a training that loads CLIP in the middle of a step must draw the same noise as one that has it
+        model = model_class(config)
     load_weights(model, folder / "model.safetensors")
     return model.eval()
