@@ -11,8 +11,7 @@ BIN := .venv/bin
 
 .PHONY: demo test weights notebooks
 demo: .venv/ready
-	mkdir -p out
-	$(BIN)/minunclip sample "$(PROMPT)" --out out/picture.png
+	$(BIN)/minunclip demo "$(PROMPT)"
 
 test: .venv/ready
 	$(BIN)/ruff check minunclip tests

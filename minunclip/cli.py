@@ -1,12 +1,13 @@
-"""The command line: `minunclip train | sample | pack | info | preview`. Bad input ends with one line on stderr and exit code 2."""
+"""The command line: `minunclip train | sample | demo | data preview | info | pack`. Bad input ends with one line on stderr and exit code 2."""
 
-import hashlib
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
@@ -16,12 +17,14 @@ from minunclip.config import PRESETS, STAGES
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
-from minunclip.loading import MODELS
-from minunclip.pipeline import UnCLIP
+from minunclip.data.world import to_tensor, to_uint8
+from minunclip.loading import MODELS, load_model
+from minunclip.pipeline import UnCLIP, hashes, weights_id
 from minunclip.pipeline import pack as pack_run
+from minunclip.plots import stages_figure
 from minunclip.stages import Run, preset_named, tile
 from minunclip.stages import train as train_stage
-from minunclip.training import TrainingError
+from minunclip.training import TrainingError, write_atomically
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
 Device = Literal["auto", "cuda", "mps", "cpu"]
@@ -29,15 +32,18 @@ Device = Literal["auto", "cuda", "mps", "cpu"]
 
 def pick_device(name: Device) -> torch.device:
     """`auto` is the first of cuda, mps, cpu that is there."""
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name != "auto":
+        if not here[name]:
+            raise ValueError(f"this machine has no {name}: use --device {' or '.join(kind for kind, there in here.items() if there)}")
         return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("cuda" if here["cuda"] else "mps" if here["mps"] else "cpu")
 
 
 def train(
     stage: Literal["clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "all"],
     preset: Literal["tiny", "cpu", "gpu"] = "cpu",
-    out: str = "runs/cpu",
+    out: str | None = None,
     seed: int = 0,
     device: Device = "auto",
     resume: Literal["auto", "never"] = "auto",
@@ -45,13 +51,41 @@ def train(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    dry_run: bool = False,
 ) -> None:
-    """Train one stage, or all in order; settings that are not given are the preset's. A run that was cut short goes on."""
-    run = Run(preset_named(preset), Path(out), pick_device(device), seed)
+    """Train one stage, or all in order; settings that are not given are the preset's, `out` is runs/PRESET. A run that was cut short goes on.
+
+    With --dry_run (or --dry-run) the settings and parameter counts are printed, and nothing is done.
+    """
+    run = Run(preset_named(preset), Path(out or f"runs/{preset}"), pick_device(device), seed)
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "precision": precision}
     for name in STAGES if stage == "all" else (stage,):
         settings = replace(run.preset.training[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-        train_stage(name, run, settings=settings, resume=resume == "auto")
+        if min(settings.steps, settings.batch_size) < 1 or settings.learning_rate <= 0:
+            raise ValueError("steps and batch_size must be at least 1, and learning_rate above 0")
+        if dry_run:
+            print(f"{name}: {parameter_counts(preset)[name] / 1e6:,.2f} M parameters on {run.device} in {run.folder / name}, {settings}")
+        else:
+            train_stage(name, run, settings=settings, resume=resume == "auto")
+
+
+def warn(model: UnCLIP, captions: Sequence[str]) -> None:
+    """A line on stderr for each word that the models cannot know, and for each caption that they cannot read to its end."""
+    context = model.models["clip"].config.context_length
+    for text in dict.fromkeys(captions):
+        for word in parse(text).unknown:
+            print(f"warning: the models have never seen the word {word!r}", file=sys.stderr)
+        if model.tokenizer.length(text) > context:
+            print(f"warning: caption cut to {context} tokens: {text[:60]!r}", file=sys.stderr)
+
+
+def save_picture(path: Path, picture: np.ndarray, facts: dict[str, object]) -> None:
+    """A PNG, whole or not at all, that says how it was made in its text chunks."""
+    info = PngInfo()
+    for key, value in facts.items():
+        info.add_itxt(key, str(value))
+    write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, format="PNG", pnginfo=info))
+    print(path)
 
 
 def sample(
@@ -69,28 +103,60 @@ def sample(
     path = Path(out)
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder: make it first, or choose another --out")
-    if count < 1 or not captions:
-        raise ValueError("nothing to draw: give at least one caption, and a --count of 1 or more")
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ValueError(f"{path} is no name for a picture: --out must end in .png")
+    if count < 1:
+        raise ValueError(f"count is {count}: draw at least 1 picture a caption")
     model = UnCLIP.from_pretrained(weights, pick_device(device))
-    for text in captions:
-        for word in parse(text).unknown:
-            print(f"warning: the models have never seen the word {word!r}", file=sys.stderr)
-        if model.tokenizer.length(text) > model.models["clip"].config.context_length:
-            print(f"warning: caption cut to {model.models['clip'].config.context_length} tokens: {text[:60]!r}", file=sys.stderr)
+    warn(model, captions)
     texts = [text for text in captions for _ in range(count)]
     seeds = [seed + i for _ in captions for i in range(count)]
     pictures = list(model.generate(texts, prior, seeds, size, guidance).pictures.values())[-1]
-    digest = hashlib.sha256((Path(weights) / "decoder" / "model.safetensors").read_bytes()).hexdigest()[:12]
+    facts: dict[str, object] = {"prior": prior, "guidance": guidance, "weights": weights_id(Path(weights))}
     for i, (text, number, picture) in enumerate(zip(texts, seeds, pictures)):
-        facts = PngInfo()
-        for key, value in {"prompt": text, "seed": str(number), "prior": prior, "guidance": str(guidance), "weights": digest}.items():
-            facts.add_itxt(key, value)
         name = path if len(texts) == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
-        Image.fromarray(picture).save(name, pnginfo=facts)
-        print(name)
+        save_picture(name, picture, {"prompt": text, "seed": number, **facts})
     if len(texts) > 1:
-        Image.fromarray(tile(pictures, min(8, len(pictures)))).save(path)
-        print(path)
+        save_picture(path, tile(pictures, min(8, len(pictures))), {"prompt": "\n".join(captions), "seed": seed, **facts})
+
+
+def slug(text: str) -> str:
+    """A caption as a short file name."""
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:60].rstrip("-") or "picture"
+
+
+def demo(
+    prompt: str = "a red circle above a blue square",
+    seed: int = 0,
+    out: str = "out",
+    prior: Literal["diffusion", "autoregressive"] = "diffusion",
+    guidance: float = 2.0,
+    weights: str = str(WEIGHTS),
+    device: Device = "auto",
+) -> None:
+    """Draw one caption and how its picture came about, time every stage, and let the checker say what it sees."""
+    from minunclip.data.checker import SceneReader, matches
+
+    model = UnCLIP.from_pretrained(weights, pick_device(device))
+    checker = load_model("checker", Path(weights) / "checker") if (Path(weights) / "checker").is_dir() else None
+    warn(model, [prompt])
+    frames: list[np.ndarray] = []
+    drawn = model.generate([prompt], prior, seed, guidance=guidance, on_step=lambda step, x_0: frames.append(to_uint8(x_0)[0]))
+    pictures = {side: picture[0] for side, picture in drawn.pictures.items()}
+    last = pictures[max(pictures)]
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"prompt": prompt, "seed": seed, "prior": prior, "guidance": guidance, "weights": weights_id(Path(weights))}
+    save_picture(folder / f"{slug(prompt)}.png", last, facts)
+    strip = folder / f"{slug(prompt)}-stages.png"
+    stages_figure(strip, prompt, drawn.candidates[0].tolist(), frames, pictures)
+    print(strip)
+    print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in drawn.seconds.items()) + f", all {sum(drawn.seconds.values()):.2f}")
+    if checker is None:
+        print(f"checker: {Path(weights) / 'checker'} is not there, so nobody looked at the picture")
+    else:
+        assert isinstance(checker, SceneReader)
+        print(f"checker: {matches(to_tensor(last[None])[0], prompt, checker)}")
 
 
 def pack(run: str, weights: str) -> None:
@@ -98,61 +164,92 @@ def pack(run: str, weights: str) -> None:
     pack_run(Path(run), Path(weights))
 
 
+def parameter_counts(preset: str) -> dict[str, int]:
+    """Parameters of every model of a preset, by stage; on the meta device, which holds no numbers, so even `paper` fits."""
+    sizes = PRESETS[preset]
+    configs = dict(zip(STAGES, (sizes.clip, sizes.prior, sizes.ar_prior, sizes.decoder, sizes.upsampler1, sizes.upsampler2)))
+    with torch.device("meta"):
+        return {stage: sum(p.numel() for p in MODELS[stage][0](config).parameters()) for stage, config in configs.items()}
+
+
 def info(weights: str = str(WEIGHTS)) -> None:
     """Print the device, the parameters of every preset, and the weights with their hashes."""
     print(f"device: {pick_device('auto')}")
-    for name, preset in PRESETS.items():
-        configs = dict(zip(STAGES, (preset.clip, preset.prior, preset.ar_prior, preset.decoder, preset.upsampler1, preset.upsampler2)))
-        with torch.device("meta"):
-            counts = {stage: sum(p.numel() for p in MODELS[stage][0](config).parameters()) for stage, config in configs.items()}
-        print(f"{name}: " + ", ".join(f"{stage} {number / 1e6:,.2f} M" for stage, number in counts.items()))
-    for stage in STAGES:
-        path = Path(weights) / stage / "model.safetensors"
-        print(f"{path}: {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}" if path.exists() else f"{path}: not there")
+    for name in PRESETS:
+        print(f"{name}: " + ", ".join(f"{stage} {number / 1e6:,.2f} M" for stage, number in parameter_counts(name).items()))
+    found = hashes(Path(weights))
+    for stage in (*STAGES, "checker"):
+        print(f"{Path(weights) / stage / 'model.safetensors'}: {found.get(stage, 'not there')}")
 
 
 def preview(out: str = "preview.png", seed: int = 0, count: int = 32, held_out: bool = False) -> None:
     """Draw scenes of the captioned world, and print one caption each."""
-    import numpy as np
-
+    if count < 1:
+        raise ValueError(f"count is {count}: draw at least 1 scene")
+    if not Path(out).parent.is_dir() or Path(out).suffix.lower() != ".png":
+        raise ValueError(f"{out} is no name for a picture: give --out a name that ends in .png, in a folder that is there")
     scenes, rng = sample_scenes(count, seed, held_out), np.random.default_rng(seed)
-    Image.fromarray(tile(render(scenes, 128))).save(out)
+    save_picture(Path(out), tile(render(scenes, 128)), {"seed": seed})
     for i, scene in enumerate(scenes):
         print(caption(scene, LEVELS[i % len(LEVELS)], rng))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"train": train, "sample": sample, "pack": pack, "info": info, "preview": preview}
-POSITIONAL = {"train": ("stage",), "sample": ("captions",), "pack": ("run", "weights")}
+COMMANDS: dict[str, Callable[..., None]] = {"train": train, "sample": sample, "demo": demo, "data preview": preview, "info": info, "pack": pack}
+POSITIONAL = {"train": ("stage",), "sample": ("captions",), "demo": ("prompt",), "pack": ("run", "weights")}
+
+
+class OneLineParser(ArgumentParser):
+    """A parser whose errors are one line, and no page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        self.exit(2, f"minunclip: {' '.join(message.split())}; see {self.prog.replace(' [options]', '')} --help\n")
+
+
+def _command(name: str) -> ArgumentParser:
+    """The parser of one function: what stands in POSITIONAL is given by place, all else by --name, or in a YAML file by --config."""
+    function = COMMANDS[name]
+    command = OneLineParser(description=(function.__doc__ or "").splitlines()[0])
+    command.add_argument("--config", action="config", help="a YAML file with options")
+    places = POSITIONAL.get(name, ())
+    for place in places:
+        kind = function.__annotations__[place]
+        many: dict[str, Any] = {"nargs": "+", "type": str} if kind == list[str] else {"type": kind}
+        command.add_argument(place, **many)
+    command.add_function_arguments(function, skip=set(places))
+    return command
 
 
 def make_parser() -> ArgumentParser:
-    """One sub-command a function: what stands in POSITIONAL is given by place, all else by --name, or in a YAML file by --config."""
-    parser = ArgumentParser(prog="minunclip", description="unCLIP, trained from scratch.")
+    """One sub-command a function; `data` has sub-commands of its own."""
+    parser = OneLineParser(prog="minunclip", description="unCLIP, trained from scratch.")
     commands = parser.add_subcommands(required=True)
-    for name, function in COMMANDS.items():
-        command = ArgumentParser(description=(function.__doc__ or "").splitlines()[0])
-        command.add_argument("--config", action="config", help="a YAML file with options")
-        places = POSITIONAL.get(name, ())
-        for place in places:
-            kind = function.__annotations__[place]
-            if kind == list[str]:
-                command.add_argument(place, nargs="+", type=str)
-            else:
-                command.add_argument(place, type=kind)
-        command.add_function_arguments(function, skip=set(places))
-        commands.add_subcommand(name, command)
+    data = OneLineParser(description="The captioned world.")
+    for name in COMMANDS:
+        if " " not in name:
+            commands.add_subcommand(name, _command(name))
+    commands.add_subcommand("data", data)
+    data.add_subcommands(required=True).add_subcommand("preview", _command("data preview"))
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    given = make_parser().parse_args(arguments)
-    options = given[given.subcommand].as_dict()
-    options.pop("config", None)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["train"]:  # jsonargparse wants a value for every option
+        given = ["--dry_run=true" if word in ("--dry-run", "--dry_run") else word for word in given]
     try:
-        COMMANDS[given.subcommand](**options)
+        parsed = make_parser().parse_args(given)
+    except SystemExit as stop:  # --help, or a bad option
+        return int(stop.code or 0)
+    name, options = parsed.subcommand, parsed[parsed.subcommand]
+    if name == "data":
+        name, options = f"data {options.subcommand}", options[options.subcommand]
+    values = options.as_dict()
+    values.pop("config", None)
+    try:
+        COMMANDS[name](**values)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped" + ("; the same command goes on from the last checkpoint" if name == "train" else ""), file=sys.stderr)
         return 130
     except (ValueError, TrainingError, OSError) as error:
         print(f"minunclip: {str(error).splitlines()[0]}", file=sys.stderr)

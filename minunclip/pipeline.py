@@ -3,19 +3,20 @@
 Paper: section 2, P(x | y) = P(x | z_i, y) P(z_i | y).
 """
 
+import hashlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from minunclip.config import STAGES, DiffusionConfig
+from minunclip.config import PRESETS, STAGES, DiffusionConfig
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import to_uint8, trim
 from minunclip.diffusion import OnStep, Schedule, make_schedule
@@ -24,9 +25,11 @@ from minunclip.models.autoregressive_prior import sample_autoregressive
 from minunclip.models.decoder import sample_decoder
 from minunclip.models.diffusion_prior import LatentScale, sample_prior
 from minunclip.models.upsampler import sample_upsampler
-from minunclip.training import read_log, save_model
+from minunclip.training import read_log, save_model, write_atomically
 
 GUIDANCE = 2.0  # of the decoder
+TOGETHER = 4  # pictures that are upsampled at once: more take memory and are no faster
+MODEL_NAMES = {"clip": "CLIP", "prior": "diffusion prior", "ar-prior": "autoregressive prior", "decoder": "decoder"}
 
 
 class Generated(NamedTuple):
@@ -42,7 +45,7 @@ def _schedule(process: DiffusionConfig) -> Schedule:
 
 @dataclass
 class UnCLIP:
-    """The trained models by stage (see config.STAGES) and the tokenizer that they share."""
+    """The trained models by stage (see config.STAGES; "ar-prior" may be missing) and the tokenizer that they share."""
 
     models: dict[str, Any]
     tokenizer: Tokenizer
@@ -53,14 +56,13 @@ class UnCLIP:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder with weights: run `make weights`, or name another with --weights")
-        models: dict[str, Any] = {stage: load_model(stage, folder / stage).to(device) for stage in STAGES}
+        stages = [stage for stage in STAGES if stage != "ar-prior" or (folder / stage).is_dir()]
+        models: dict[str, Any] = {stage: load_model(stage, folder / stage).to(device) for stage in stages}
         try:
             tokenizer = Tokenizer.load(folder / "tokenizer.json")
         except FileNotFoundError:
             raise ValueError(f"{folder / 'tokenizer.json'} is missing: run `make weights`, or copy the folder again") from None
-        if len({models[stage].config.embedding_dim for stage in ("clip", "prior", "ar-prior", "decoder")}) > 1:
-            raise ValueError(f"{folder}: CLIP, priors and decoder have embeddings of different sizes: they belong to different presets")
-        models["prior"].latent_scale.require_same(LatentScale.for_dim(models["decoder"].config.embedding_dim))
+        _require_fit(folder, models, tokenizer)
         return cls(models, tokenizer)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -74,6 +76,15 @@ class UnCLIP:
         """Sides of the pictures of the decoder and of both upsamplers."""
         return self.models["decoder"].config.image_size, self.models["upsampler1"].config.high_size, self.models["upsampler2"].config.high_size
 
+    def _seeds(self, seed: int | Sequence[int], count: int) -> list[int]:
+        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        if len(seeds) != count:
+            raise ValueError(f"{len(seeds)} seeds for {count} captions: give one for all, or one seed a caption")
+        for number in seeds:
+            if not 0 <= number < 2**32:
+                raise ValueError(f"seed {number} is out of range: use 0 to {2**32 - 1}")
+        return seeds
+
     @torch.inference_mode()
     def generate(
         self,
@@ -82,18 +93,25 @@ class UnCLIP:
         seed: int | Sequence[int] = 0,
         size: int | None = None,
         guidance: float = GUIDANCE,
+        prior_guidance: float = 1.0,
         on_step: OnStep | None = None,
     ) -> Generated:
         """Pictures for captions. `seed`: one for each caption, or one for all; a picture depends on its own alone, not on its batch.
 
-        `size`: one of `sizes`, the largest by default. `on_step` sees the decoder's x_0 as it forms.
+        `size`: one of `sizes`, the largest by default. `on_step` sees the decoder's x_0 as it forms. A guidance of 1 is none.
         """
         size = self.sizes[-1] if size is None else size
+        if not captions:
+            raise ValueError("nothing to draw: give at least one caption (an empty one will do)")
         if size not in self.sizes:
             raise ValueError(f"size {size} is not one of {', '.join(map(str, self.sizes))}")
         if prior not in ("diffusion", "autoregressive"):
             raise ValueError(f"prior {prior!r} is not one of diffusion, autoregressive")
-        seeds = [seed] * len(captions) if isinstance(seed, int) else list(seed)
+        if prior == "autoregressive" and "ar-prior" not in self.models:
+            raise ValueError("these weights have no autoregressive prior: use --prior diffusion, or train and pack the stage ar-prior")
+        seeds = self._seeds(seed, len(captions))
+        # every stage has noise of its own: z_i must say nothing of the noise that the decoder starts from
+        prior_seeds, decoder_seeds, *upsampler_seeds = ([4 * number + k for number in seeds] for k in range(4))
         device = next(self.models["clip"].parameters()).device
         seconds: dict[str, float] = {}
 
@@ -108,39 +126,90 @@ class UnCLIP:
         started = time.perf_counter()
         if prior == "diffusion":
             model = self.models["prior"]
-            z_i, _, candidates = sample_prior(model, _schedule(model.config.diffusion), encoded, mask, z_t, seeds)
+            z_i, _, candidates = sample_prior(model, _schedule(model.config.diffusion), encoded, mask, z_t, prior_seeds, guidance=prior_guidance)
         else:
-            z_i = sample_autoregressive(self.models["ar-prior"], encoded, mask, z_t, seeds)
+            z_i = sample_autoregressive(self.models["ar-prior"], encoded, mask, z_t, prior_seeds, guidance=prior_guidance)
             candidates = (z_i * z_t).sum(dim=1, keepdim=True)
         timed("prior", started)
         started = time.perf_counter()
         decoder = self.models["decoder"]
         scaled = LatentScale.for_dim(z_i.shape[1]).scale(z_i)
-        images = sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, tokens, mask, seeds, guidance=guidance, on_step=on_step)
+        images = sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, tokens, mask, decoder_seeds, guidance=guidance, on_step=on_step)
         timed("decoder", started)
         pictures = {self.sizes[0]: to_uint8(images)}
-        for stage, side in zip(("upsampler1", "upsampler2"), self.sizes[1:]):
+        for stage, side, own in zip(("upsampler1", "upsampler2"), self.sizes[1:], upsampler_seeds):
             if size < side:
                 break
             started = time.perf_counter()
             model = self.models[stage]
-            images = sample_upsampler(model, _schedule(model.config.diffusion), images, seeds)
+            parts = [(images[i : i + TOGETHER], own[i : i + TOGETHER]) for i in range(0, len(images), TOGETHER)]
+            images = torch.cat([sample_upsampler(model, _schedule(model.config.diffusion), low, numbers) for low, numbers in parts])
             pictures[side] = to_uint8(images)
             timed(stage, started)
         return Generated(pictures, candidates, z_i, seconds)
 
 
+def _require_fit(folder: Path, models: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """ValueError unless the models were made for one another: each may be whole, and yet of another preset."""
+    clip, decoder = models["clip"].config, models["decoder"].config
+    for stage in models.keys() & MODEL_NAMES.keys():
+        config = models[stage].config
+        for name, wanted in (("embedding_dim", clip.embedding_dim), ("context_length", clip.context_length), ("text_width", clip.text.width)):
+            if getattr(config, name, wanted) != wanted:
+                raise ValueError(f"{folder}: the {MODEL_NAMES[stage]} has {name} {getattr(config, name)}, CLIP {wanted}: they belong to different presets")
+    for low, high in ((decoder.image_size, "upsampler1"), (models["upsampler1"].config.high_size, "upsampler2")):
+        if models[high].config.low_size != low:
+            raise ValueError(f"{folder}: {high} enlarges pictures of {models[high].config.low_size}, not of {low}: it belongs to another preset")
+    if len(tokenizer) > min(clip.vocabulary_size, decoder.vocabulary_size):
+        raise ValueError(f"{folder / 'tokenizer.json'} has {len(tokenizer)} tokens, more than CLIP or the decoder knows: it belongs to another preset")
+    models["prior"].latent_scale.require_same(LatentScale.for_dim(decoder.embedding_dim))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every model that a weights folder has, by stage."""
+    paths = {stage: folder / stage / "model.safetensors" for stage in (*STAGES, "checker")}
+    return {stage: hashlib.sha256(path.read_bytes()).hexdigest() for stage, path in paths.items() if path.exists()}
+
+
+def weights_id(folder: Path) -> str:
+    """Twelve digits that stand for all the weights of a folder together."""
+    return hashlib.sha256("".join(hashes(folder).values()).encode()).hexdigest()[:12]
+
+
+def _only_tokenizer(run: Path) -> Tokenizer:
+    paths = sorted((run / "data").glob("world-*/tokenizer.json"))
+    if not paths:
+        raise ValueError(f"{run / 'data'} has no tokenizer: is {run} the folder of a training run?")
+    if len({path.read_bytes() for path in paths}) > 1:
+        raise ValueError(f"{run / 'data'} has worlds with different tokenizers: keep only the one that this run was trained on")
+    return Tokenizer.load(paths[0])
+
+
+def _card(run: Path, stage: str, preset: str) -> str:
+    """What a model was trained with and where it ended, for people."""
+    facts: dict[str, object] = {"preset": preset}
+    if (run / stage / "training.pt").exists():
+        identity = json.loads(torch.load(run / stage / "training.pt", map_location="cpu", weights_only=True)["identity"])
+        training = identity["training"]
+        command = f"minunclip train {stage} --preset {preset} --seed {identity['seed']}"
+        command += "".join(f" --{name} {training[name]}" for name in ("steps", "batch_size", "learning_rate", "precision"))
+        facts |= {"command": f"`{command}`", "seed": identity["seed"]}
+    facts |= {name: f"{value:.6g}" for name, value in read_log(run / stage / "log.jsonl")[-1].items()}
+    rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
+    return f"# {stage}\n\nTrained from scratch on the captioned world of `minunclip/data`; it knows nothing else.\n\n| | |\n|---|---|\n{rows}"
+
+
 def pack(run: Path, weights: Path) -> None:
-    """A training run's folder to a folder that ships: float16 weights, the tokenizer, and a card a stage with its figures."""
-    models: dict[str, nn.Module] = {stage: load_model(stage, run / stage) for stage in STAGES}
-    tokenizers = sorted((run / "data").glob("world-*/tokenizer.json"))
-    if not tokenizers:
-        raise ValueError(f"{run / 'data'} has no tokenizer: is this the folder of a training run?")
-    for stage, model in models.items():
-        save_model(weights / stage, model, json.loads((run / stage / "config.json").read_text()), torch.float16)
-        last = read_log(run / stage / "log.jsonl")[-1]
-        rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in last.items())
-        (weights / stage / "card.md").write_text(
-            f"# {stage}\n\nTrained from scratch on the captioned world of `minunclip/data`; it knows nothing else.\n\n| at the end | |\n|---|---|\n{rows}"
-        )
-    shutil.copy(tokenizers[-1], weights / "tokenizer.json")
+    """A training run's folder to a folder that ships: float16 weights, the tokenizer, and a card a stage with its figures.
+
+    Everything is read and checked before the first file is written. A trained checker, if the run has one, goes along.
+    """
+    stages = [stage for stage in (*STAGES, "checker") if stage in STAGES or (run / stage).is_dir()]
+    models: dict[str, Any] = {stage: load_model(stage, run / stage) for stage in stages}
+    tokenizer = _only_tokenizer(run)
+    _require_fit(run, models, tokenizer)
+    preset = next((name for name, preset in PRESETS.items() if preset.clip == models["clip"].config), "own")
+    cards = {stage: _card(run, stage, preset) for stage in stages if (run / stage / "log.jsonl").exists()}
+    UnCLIP(models, tokenizer).save_pretrained(weights)
+    for stage, card in cards.items():
+        write_atomically(weights / stage / "card.md", partial(Path.write_text, data=card, encoding="utf-8"))

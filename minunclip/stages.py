@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minunclip.config import PRESETS, STAGES, Preset, TrainingConfig, UpsamplerConfig
 from minunclip.data.scenes import sample_scenes
-from minunclip.data.world import World, build_world, to_tensor, to_uint8, training_captions, trim
+from minunclip.data.world import World, build_world, save_array, to_tensor, to_uint8, training_captions, trim
 from minunclip.diffusion import Schedule, make_schedule
 from minunclip.loading import load_model, load_weights
 from minunclip.models.autoregressive_prior import AutoregressivePrior, autoregressive_loss, sample_autoregressive
@@ -65,10 +65,10 @@ class Run:
     def image_embeddings(self) -> np.ndarray:
         """z_i of every training picture, float32 (N, d), computed once and kept under the hash of CLIP's weights."""
         digest = hashlib.sha256((self.folder / "clip" / "model.safetensors").read_bytes()).hexdigest()[:12]
-        path = self.folder / "data" / f"image-embeddings-{digest}.npy"
+        path = self.world.folder / f"image-embeddings-{digest}.npy"
         if not path.exists():
             chunks = np.array_split(np.arange(len(self.world)), max(1, len(self.world) // 500))
-            np.save(path, np.concatenate([self._embed(self.world.pictures[chunk]).cpu().numpy() for chunk in chunks]))
+            save_array(path, np.concatenate([self._embed(self.world.pictures[chunk]).cpu().numpy() for chunk in chunks]))
         return np.load(path, mmap_mode="r")
 
     @torch.no_grad()
@@ -296,8 +296,7 @@ def train(
     if run.device.type == "cpu" and settings.precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
         settings = replace(settings, precision="fp32")  # without the instructions bf16 is emulated, and slower
     if stage in ("prior", "ar-prior", "decoder"):
-        # read CLIP before the first step: building it draws random numbers, which would make a resumed run differ from a whole one
-        _ = run.clip, run.image_embeddings
+        _ = run.clip  # where there is none this raises, before anything is written
     torch.manual_seed(run.seed)
     if stage == "clip" and settings.accumulation > 1:
         raise TrainingError("clip: accumulation must be 1, since the contrastive loss compares all pairs of a batch with each other")

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minunclip.data.captions import LEVELS, Description, Wanted, caption, compare, describes, parse
-from minunclip.data.scenes import COLOURS, OPPOSITE, SHAPES, SIZES, TEXTURES, Scene, Thing, edit, is_held_out, sample_scenes
+from minunclip.data.scenes import BACKGROUNDS, COLOURS, OPPOSITE, SHAPES, SIZES, TEXTURES, Scene, Thing, edit, is_held_out, sample_scenes
 
 SCENES = {False: sample_scenes(300, seed=1), True: sample_scenes(300, seed=1, held_out=True)}
 scenes = st.sampled_from(SCENES[False] + SCENES[True])
@@ -138,3 +138,8 @@ def test_the_report_reads_well() -> None:
     assert str(compare(parse("two red circles"), PAIR)) == "shape 1 of 2 right, colour 1 of 2 right, count right"
     assert str(compare(parse(""), PAIR)) == "the caption asks for nothing that can be checked"
     assert not describes("three shapes", PAIR) and not describes("a circle and a square", Scene((CIRCLE,), "white"))
+
+
+def test_every_background_is_read_by_its_own_name_too() -> None:
+    for name in BACKGROUNDS:
+        assert parse(f"a red star on a {name} background").background == name

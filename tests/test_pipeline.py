@@ -110,10 +110,10 @@ def test_every_stage_leaves_a_log_with_validation(tiny_run: Path, tiny_weights: 
         last = read_log(tiny_run / stage / "log.jsonl")[-1]
         assert last["step"] == 12 and np.isfinite(last["validation_loss"])
         assert f"{last['loss']:.6g}" in (tiny_weights / stage / "card.md").read_text()
-    assert len(list((tiny_run / "data").glob("image-embeddings-*.npy"))) == 1
+    assert len(list((tiny_run / "data").glob("world-*/image-embeddings-*.npy"))) == 1
 
 
 def test_info_lists_presets_and_weights(tiny_weights: Path, capsys) -> None:
     assert main(["info", "--weights", str(tiny_weights)]) == 0
     text = capsys.readouterr().out
-    assert "decoder 3,563.17 M" in text and text.count("model.safetensors: ") == 6 and "not there" not in text
+    assert "decoder 3,563.17 M" in text and text.count("model.safetensors: ") == 7 and text.count("not there") == 1  # the checker

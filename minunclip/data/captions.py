@@ -145,7 +145,7 @@ def _spellings(names: tuple[str, ...]) -> dict[str, str]:
 _SHAPE, _COLOUR, _TEXTURE, _SIZE = (_spellings(names) for names in (SHAPES, tuple(COLOURS), TEXTURES, SIZES))
 _RELATION = {**_spellings(tuple(OPPOSITE) + ("inside",)), "on top of": "above", "beneath": "below", "in": "inside"}
 _POSITION = {**{name: name for name in POSITIONS}, **{word: "centre" for word in SYNONYMS["centre"]}, "upper left": "top left"}
-_BACKGROUND = _spellings(tuple(BACKGROUNDS))
+_BACKGROUND = {**_spellings(tuple(BACKGROUNDS)), **{name: name for name in BACKGROUNDS}}
 _FILLER = {"a", "an", "the", "of", "and", "with", "picture", "photo", "image", "is", "one", "single", "coloured", "colored", "at", "in", "on", "it", *GENERIC}
 
 

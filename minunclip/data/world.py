@@ -28,6 +28,7 @@ HELD_OUT_SEED = 1_000_003  # evaluation scenes are the same whatever seed a trai
 class World:
     """Pictures are uint8 (N, side, side, 3); captions are token ids (N, levels, L), padded with 0."""
 
+    folder: Path
     pictures: np.ndarray  # at the size that CLIP sees
     small: np.ndarray  # at the size that the decoder draws
     captions: np.ndarray
@@ -66,8 +67,14 @@ def training_captions(scenes: list, seed: int) -> list[list[str]]:
 def build_world(preset: Preset, folder: Path, seed: int = 0) -> World:
     """Draws the training scenes of a preset under `folder`, or maps what an earlier call has drawn there."""
     config = preset.world
-    key = hashlib.sha256(repr((asdict(config), preset.clip.image_size, preset.decoder, preset.upsampler2, seed, 1)).encode()).hexdigest()[:12]
+    sizes = (preset.clip.image_size, preset.decoder.image_size, preset.upsampler1.high_size, preset.upsampler2.low_size, preset.upsampler2.high_size)
+    words = (preset.clip.vocabulary_size, preset.clip.context_length)
+    key = hashlib.sha256(repr((asdict(config), sizes, words, seed)).encode() + _drawing_code()).hexdigest()[:12]
     home = folder / f"world-{key}"
+    others_there = [path.name for path in folder.glob("world-*") if path != home]
+    if others_there:
+        # models trained on one world know nothing of the tokens and pictures of another
+        raise ValueError(f"{folder} holds {others_there[0]}, drawn with other settings or other code: give another --out, or delete the whole run")
     names = ("pictures", "small", "captions", "middle", "parts", "parts_small")
     if not (home / "done").exists():
         home.mkdir(parents=True, exist_ok=True)
@@ -90,12 +97,25 @@ def build_world(preset: Preset, folder: Path, seed: int = 0) -> World:
         arrays["parts"] = render(others, preset.upsampler2.high_size // 4, windows)
         arrays["parts_small"] = render(others, preset.upsampler2.low_size // 4, windows)
         for name, array in arrays.items():
-            np.save(home / f"{name}.npy", array)
+            save_array(home / f"{name}.npy", array)
         (home / "done").touch()
         seconds = time.perf_counter() - start
         print(f"world: {len(scenes):,} scenes drawn in {seconds:.0f} s ({len(scenes) / seconds:,.0f} a second), {_size(home) / 1e6:,.0f} MB", flush=True)
     mapped = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in names}
-    return World(**mapped, tokenizer=Tokenizer.load(home / "tokenizer.json"))
+    return World(folder=home, **mapped, tokenizer=Tokenizer.load(home / "tokenizer.json"))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, array)
+    os.replace(temporary, path)
+
+
+def _drawing_code() -> bytes:
+    """The source of all that decides what a world looks like: when it changes, so does the world."""
+    return b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in ("scenes", "render", "captions", "tokenizer"))
 
 
 def _size(folder: Path) -> int:

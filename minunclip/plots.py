@@ -1,0 +1,46 @@
+"""Pictures about pictures: how one was made, stage by stage."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from minunclip.training import write_atomically
+
+FRAMES = 6  # of the base image as it forms
+
+
+def evenly(frames: Sequence[np.ndarray], count: int = FRAMES) -> list[tuple[int, np.ndarray]]:
+    """At most `count` of the frames, evenly spaced with both ends, each with its step, counted from 1."""
+    chosen = sorted({round(i) for i in np.linspace(0, len(frames) - 1, min(count, len(frames)))})
+    return [(i + 1, frames[i]) for i in chosen]
+
+
+def stages_figure(path: Path, caption: str, candidates: Sequence[float], frames: Sequence[np.ndarray], pictures: dict[int, np.ndarray]) -> None:
+    """Writes the labelled strip: caption, the prior's candidates with their z_i . z_t, the base image forming, a picture of each size.
+
+    `frames`: the decoder's x_0 at every step, uint8 (H, W, 3). `pictures`: by side, uint8 (side, side, 3).
+    """
+    from matplotlib.figure import Figure
+
+    shown = [(f"step {step} of {len(frames)}", frame) for step, frame in evenly(frames)]
+    shown += [(f"{side} × {side}", picture) for side, picture in pictures.items()]
+    figure = Figure(figsize=(1.5 * (len(shown) + 2), 2.1), layout="constrained")
+    words, scores, *places = figure.subplots(1, len(shown) + 2, width_ratios=[1.2, 1.2, *[1] * len(shown)])
+    wrapped = textwrap.wrap(caption.replace("$", r"\$"), 16)[:7] or ["(empty)"]  # matplotlib reads $ as mathematics
+    words.text(0.5, 0.5, "\n".join(wrapped), ha="center", va="center", fontsize=9, transform=words.transAxes)
+    words.set_title("caption", fontsize=9)
+    words.axis("off")
+    best = int(np.argmax(candidates))
+    bars = scores.bar([f"{i + 1}" for i in range(len(candidates))], candidates, color=["#5b8db8" if i == best else "#c9d3dc" for i in range(len(candidates))])
+    scores.bar_label(bars, fmt="%.3f", fontsize=8)
+    scores.set_title("prior: $z_i \\cdot z_t$", fontsize=9)
+    scores.margins(y=0.15)
+    scores.set_yticks([])
+    scores.spines[["top", "right", "left"]].set_visible(False)
+    for axes, (label, picture) in zip(places, shown):
+        axes.imshow(picture, interpolation="nearest" if len(picture) < 128 else "auto")
+        axes.set_title(label, fontsize=9)
+        axes.axis("off")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160))

@@ -1,0 +1,189 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from minunclip import cli
+from minunclip.cli import main, slug
+from minunclip.config import CPU, STAGES
+from minunclip.data.checker import SceneReader, SceneReaderConfig
+from minunclip.data.tokenizer import Tokenizer
+from minunclip.models.upsampler import Upsampler
+from minunclip.pipeline import UnCLIP, hashes, weights_id
+from minunclip.plots import evenly
+from minunclip.training import save_model
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def copy(tiny_weights: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_weights, tmp_path / "weights"))
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr with which a command ends."""
+    assert main(arguments) == 2
+    seen = capsys.readouterr()
+    assert seen.err.count("\n") == 1 and seen.out == ""
+    return seen.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["sample"], "required: sample.captions"),
+        (["sample", "a star", "--seed", "x"], "Got value: x"),
+        (["sample", "a star", "--nope", "1"], "unrecognized arguments: --nope"),
+        (["sample", "a star", "--prior", "magic"], "magic"),
+        (["sample", "a star", "--out", "picture.jpg"], "must end in .png"),
+        (["sample", "a star", "--weights", "no/such/folder"], "is no folder with weights"),
+        (["train", "clip", "--preset", "tiny", "--steps", "0"], "at least 1"),
+        (["train", "prior", "--preset", "tiny", "--out", "run"], "has no trained CLIP"),
+        (["data", "preview", "--count", "0"], "count is 0"),
+        (["pack", "no/such/run", "weights"], "config.json is missing"),
+    ],
+)
+def test_bad_input_gets_one_line_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, arguments, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(arguments, capsys)
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [(["--seed", "-1"], "seed -1 is out of range"), (["--seed", str(2**70)], "out of range"), (["--size", "17"], "size 17")]
+)
+def test_what_only_the_weights_can_refuse(tiny_weights: Path, tmp_path: Path, capsys, option, message) -> None:
+    assert message in refused(["sample", "a star", "--weights", str(tiny_weights), "--out", str(tmp_path / "x.png"), *option], capsys)
+    assert files(tmp_path) == set()
+
+
+def test_the_autoregressive_prior_is_missed_only_when_asked_for(copy: Path, tmp_path: Path, capsys) -> None:
+    shutil.rmtree(copy / "ar-prior")
+    command = ["sample", "a star", "--size", "16", "--weights", str(copy), "--out", str(tmp_path / "x.png")]
+    assert "no autoregressive prior" in refused([*command, "--prior", "autoregressive"], capsys)
+    assert main(command) == 0
+
+
+def test_a_whole_model_of_another_preset_is_named(copy: Path, tmp_path: Path, capsys) -> None:
+    command = ["sample", "a star", "--weights", str(copy), "--out", str(tmp_path / "x.png")]
+    config = json.loads((copy / "upsampler1" / "config.json").read_text())
+    save_model(
+        copy / "upsampler1", Upsampler(CPU.upsampler1), config | {"low_size": 32, "high_size": 128, "unet": json.loads(json.dumps(vars(CPU.upsampler1.unet)))}
+    )
+    assert "upsampler1 enlarges pictures of 32, not of 16" in refused(command, capsys)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_models_know_is_named(copy: Path, tmp_path: Path, capsys) -> None:
+    Tokenizer([(2, 2)] + [(2, i) for i in range(3, 258)]).save(copy / "tokenizer.json")  # 514 tokens
+    assert "tokenizer.json has 514 tokens" in refused(["sample", "a star", "--weights", str(copy), "--out", str(tmp_path / "x.png")], capsys)
+
+
+def test_strange_captions_are_drawn_and_warned_of(tiny_weights: Path, tmp_path: Path, capsys) -> None:
+    command = ["--size", "16", "--weights", str(tiny_weights), "--out", str(tmp_path / "x.png")]
+    assert main(["sample", "", *command]) == 0 and capsys.readouterr().err == ""
+    assert main(["sample", "a red star " * 40, *command]) == 0
+    assert "caption cut to 32 tokens" in capsys.readouterr().err
+    assert main(["sample", "a green giraffe", "a green giraffe", *command]) == 0
+    assert capsys.readouterr().err == "warning: the models have never seen the word 'giraffe'\n"  # once
+
+
+def test_a_picture_names_all_the_weights_it_came_from(copy: Path, tmp_path: Path) -> None:
+    assert main(["sample", "🐘 star", "--seed", "3", "--size", "16", "--weights", str(copy), "--out", str(tmp_path / "x.png")]) == 0
+    facts = Image.open(tmp_path / "x.png").text
+    assert facts == {"prompt": "🐘 star", "seed": "3", "prior": "diffusion", "guidance": "2.0", "weights": weights_id(copy)}
+    assert hashes(copy)["clip"] == hashlib.sha256((copy / "clip" / "model.safetensors").read_bytes()).hexdigest()
+    (copy / "clip" / "model.safetensors").write_bytes(b"other")
+    assert weights_id(copy) != facts["weights"]
+
+
+def test_count_gives_each_caption_the_same_seeds(tiny_weights: Path, tmp_path: Path) -> None:
+    command = ["--size", "16", "--weights", str(tiny_weights), "--seed", "4", "--out"]
+    assert main(["sample", "a ring", "a star", "--count", "2", *command, str(tmp_path / "many.png")]) == 0
+    assert main(["sample", "a star", *command, str(tmp_path / "one.png")]) == 0
+    several, one = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("many-2.png", "one.png"))
+    assert abs(several - one).max() <= 1
+
+
+def test_the_demo_shows_every_stage(copy: Path, tmp_path: Path, capsys) -> None:
+    command = ["demo", "Two $mall stars!", "--weights", str(copy), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert files(tmp_path / "out") == {"two-mall-stars.png", "two-mall-stars-stages.png"}
+    assert Image.open(tmp_path / "out" / "two-mall-stars.png").size == (64, 64)
+    assert "checker is not there" in text and all(stage in text for stage in ("text", "prior", "decoder", "upsampler1", "upsampler2"))
+    save_model(copy / "checker", SceneReader(SceneReaderConfig(4)), {"width": 4})
+    assert main([*command, "--prior", "autoregressive"]) == 0
+    assert "checker: " in (text := capsys.readouterr().out) and "count" in text and "not there" not in text
+
+
+def test_frames_keep_both_ends() -> None:
+    frames = [np.full((1, 1, 3), i, np.uint8) for i in range(25)]
+    assert [step for step, _ in evenly(frames, 6)] == [1, 6, 11, 15, 20, 25]
+    assert [step for step, _ in evenly(frames[:2], 6)] == [1, 2]
+
+
+@pytest.mark.parametrize(("text", "name"), [("A red circle, above!", "a-red-circle-above"), ("", "picture"), ("../../etc", "etc"), ("🐘", "picture")])
+def test_slugs_are_plain_file_names(text: str, name: str) -> None:
+    assert slug(text) == name
+    assert len(slug("word " * 99)) <= 60
+
+
+def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys) -> None:
+    assert main(["train", "all", "--preset", "tiny", "--out", str(tmp_path / "run"), "--batch_size", "7", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == list(STAGES) and all("batch_size=7" in line for line in lines)
+    assert files(tmp_path) == set()
+
+
+def test_training_by_command_and_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (tmp_path / "options.yaml").write_text("steps: 2\nbatch_size: 4\n")
+    out = ["train", "upsampler1", "--preset", "tiny", "--out", str(tmp_path / "run")]
+    assert main([*out, "--config", str(tmp_path / "options.yaml")]) == 0
+    assert json.loads((tmp_path / "run" / "upsampler1" / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
+    capsys.readouterr()
+    assert "other settings" in [line for line in (main(out), capsys.readouterr().err)[1].splitlines() if line.startswith("minunclip")][0]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train_stage", interrupt)
+    assert main(out) == 130
+
+
+def test_preview_writes_a_grid_and_says_a_caption_a_scene(tmp_path: Path, capsys) -> None:
+    assert main(["data", "preview", "--count", "3", "--out", str(tmp_path / "world.png")]) == 0
+    assert Image.open(tmp_path / "world.png").size == (8 * 128, 128) and len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_packing_halves_the_weights_and_writes_cards(tiny_run: Path, tiny_weights: Path) -> None:
+    for stage in STAGES:
+        whole, half = (load_file(folder / stage / "model.safetensors") for folder in (tiny_run, tiny_weights))
+        assert all(half[key].float().allclose(value.float(), rtol=1e-3, atol=1e-6) for key, value in whole.items())
+        card = (tiny_weights / stage / "card.md").read_text()
+        assert f"minunclip train {stage} --preset tiny --seed 0 --steps 12" in card and "| seconds |" in card and "| validation_loss |" in card
+    assert UnCLIP.from_pretrained(tiny_weights).models.keys() == set(STAGES)
+
+
+@pytest.mark.parametrize("lost", ["clip", "upsampler2", "data"])
+def test_packing_an_unfinished_run_writes_nothing(tiny_run: Path, tmp_path: Path, capsys, lost: str) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("weights", "*.npy")))
+    shutil.rmtree(run / lost)
+    refused(["pack", str(run), str(tmp_path / "packed")], capsys)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_packing_asks_which_of_two_tokenizers_is_meant(tiny_run: Path, tmp_path: Path, capsys) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("weights", "*.npy")))
+    (run / "data" / "world-other").mkdir()
+    Tokenizer([]).save(run / "data" / "world-other" / "tokenizer.json")
+    assert "different tokenizers" in refused(["pack", str(run), str(tmp_path / "packed")], capsys)

@@ -1,0 +1,27 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minunclip.config import TINY
+from minunclip.data.world import build_world
+
+SMALL = replace(TINY, world=replace(TINY.world, training_scenes=12, upsampler_scenes=20))
+
+
+def test_a_world_is_drawn_once_and_captions_belong_to_their_pictures(tmp_path: Path) -> None:
+    first = build_world(SMALL, tmp_path)
+    stamp = (first.folder / "pictures.npy").stat().st_mtime_ns
+    again = build_world(SMALL, tmp_path)
+    assert (again.folder / "pictures.npy").stat().st_mtime_ns == stamp and len(again) == 12
+    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ("pictures", "small", "captions", "middle", "parts"))
+    assert again.pictures.dtype == np.uint8 and again.captions.shape == (12, 4, TINY.clip.context_length)
+
+
+def test_a_run_folder_holds_one_world_and_settings_that_do_not_draw_do_not_change_it(tmp_path: Path) -> None:
+    world = build_world(SMALL, tmp_path)
+    diffusion = replace(SMALL.upsampler2.diffusion, objective="v")
+    assert build_world(replace(SMALL, upsampler2=replace(SMALL.upsampler2, diffusion=diffusion)), tmp_path).folder == world.folder
+    with pytest.raises(ValueError, match="other settings or other code"):
+        build_world(SMALL, tmp_path, seed=1)
