@@ -1,9 +1,10 @@
-"""The command line: `minunclip train | sample | demo | data preview | info | pack`. Bad input ends with one line on stderr and exit code 2."""
+"""The command line: `minunclip train | sample | demo | evaluate | data preview | info | pack`. Bad input ends with one line on stderr and exit code 2."""
 
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -13,13 +14,15 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from minunclip import report
 from minunclip.config import PRESETS, STAGES
 from minunclip.data.captions import LEVELS, caption, parse
+from minunclip.data.checker import matches
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import to_tensor, to_uint8
-from minunclip.loading import MODELS, load_model
-from minunclip.pipeline import UnCLIP, hashes, weights_id
+from minunclip.loading import MODELS
+from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
 from minunclip.pipeline import pack as pack_run
 from minunclip.plots import stages_figure
 from minunclip.stages import Run, preset_named, tile
@@ -41,7 +44,7 @@ def pick_device(name: Device) -> torch.device:
 
 
 def train(
-    stage: Literal["clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "all"],
+    stage: Literal["clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker", "all"],
     preset: Literal["tiny", "cpu", "gpu"] = "cpu",
     out: str | None = None,
     seed: int = 0,
@@ -94,8 +97,8 @@ def sample(
     out: str = "picture.png",
     count: int = 1,
     size: int | None = None,
-    prior: Literal["diffusion", "autoregressive"] = "diffusion",
-    guidance: float = 2.0,
+    prior: PriorName = "diffusion",
+    guidance: float = GUIDANCE,
     weights: str = str(WEIGHTS),
     device: Device = "auto",
 ) -> None:
@@ -129,16 +132,13 @@ def demo(
     prompt: str = "a red circle above a blue square",
     seed: int = 0,
     out: str = "out",
-    prior: Literal["diffusion", "autoregressive"] = "diffusion",
-    guidance: float = 2.0,
+    prior: PriorName = "diffusion",
+    guidance: float = GUIDANCE,
     weights: str = str(WEIGHTS),
     device: Device = "auto",
 ) -> None:
     """Draw one caption and how its picture came about, time every stage, and let the checker say what it sees."""
-    from minunclip.data.checker import SceneReader, matches
-
     model = UnCLIP.from_pretrained(weights, pick_device(device))
-    checker = load_model("checker", Path(weights) / "checker") if (Path(weights) / "checker").is_dir() else None
     warn(model, [prompt])
     frames: list[np.ndarray] = []
     drawn = model.generate([prompt], prior, seed, guidance=guidance, on_step=lambda step, x_0: frames.append(to_uint8(x_0)[0]))
@@ -152,11 +152,49 @@ def demo(
     stages_figure(strip, prompt, drawn.candidates[0].tolist(), frames, pictures)
     print(strip)
     print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in drawn.seconds.items()) + f", all {sum(drawn.seconds.values()):.2f}")
-    if checker is None:
-        print(f"checker: {Path(weights) / 'checker'} is not there, so nobody looked at the picture")
+    if "checker" in model.models:
+        print(f"checker: {matches(to_tensor(last[None])[0], prompt, model.models['checker'])}")
     else:
-        assert isinstance(checker, SceneReader)
-        print(f"checker: {matches(to_tensor(last[None])[0], prompt, checker)}")
+        print(f"checker: {Path(weights) / 'checker'} is not there, so nobody looked at the picture")
+
+
+def read_captions(path: Path) -> list[str]:
+    """A text file with one caption a line; empty lines are skipped."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text: save it with that encoding") from None
+    captions = [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise ValueError(f"{path} has no captions: write one a line")
+    return captions
+
+
+def evaluate(
+    captions: str | None = None,
+    json: str | None = None,
+    count: int = 1000,
+    seed: int = 0,
+    size: int | None = None,
+    prior: PriorName = "diffusion",
+    guidance: float = GUIDANCE,
+    weights: str = str(WEIGHTS),
+    device: Device = "auto",
+) -> None:
+    """Measure CLIP, the priors and the pictures on `count` captions of the held-out split, or on a file with a caption a line."""
+    if count < 2:
+        raise ValueError(f"count is {count}: judge at least 2 captions")
+    if json is not None and not Path(json).parent.is_dir():
+        raise ValueError(f"{Path(json).parent} is no folder: make it first, or choose another --json")
+    texts = None if captions is None else read_captions(Path(captions))
+    model = UnCLIP.from_pretrained(weights, pick_device(device))
+    if texts is not None:
+        warn(model, texts)
+    figures = report.evaluate(model, texts, count, seed, size, prior, guidance, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    figures["weights"] = weights_id(Path(weights))
+    if json is not None:
+        write_atomically(Path(json), lambda path: path.write_text(dumps(figures, indent=1)))
+    print(report.as_text(figures))
 
 
 def pack(run: str, weights: str) -> None:
@@ -167,7 +205,7 @@ def pack(run: str, weights: str) -> None:
 def parameter_counts(preset: str) -> dict[str, int]:
     """Parameters of every model of a preset, by stage; on the meta device, which holds no numbers, so even `paper` fits."""
     sizes = PRESETS[preset]
-    configs = dict(zip(STAGES, (sizes.clip, sizes.prior, sizes.ar_prior, sizes.decoder, sizes.upsampler1, sizes.upsampler2)))
+    configs = dict(zip(STAGES, (sizes.clip, sizes.prior, sizes.ar_prior, sizes.decoder, sizes.upsampler1, sizes.upsampler2, sizes.checker)))
     with torch.device("meta"):
         return {stage: sum(p.numel() for p in MODELS[stage][0](config).parameters()) for stage, config in configs.items()}
 
@@ -178,7 +216,7 @@ def info(weights: str = str(WEIGHTS)) -> None:
     for name in PRESETS:
         print(f"{name}: " + ", ".join(f"{stage} {number / 1e6:,.2f} M" for stage, number in parameter_counts(name).items()))
     found = hashes(Path(weights))
-    for stage in (*STAGES, "checker"):
+    for stage in STAGES:
         print(f"{Path(weights) / stage / 'model.safetensors'}: {found.get(stage, 'not there')}")
 
 
@@ -194,7 +232,15 @@ def preview(out: str = "preview.png", seed: int = 0, count: int = 32, held_out: 
         print(caption(scene, LEVELS[i % len(LEVELS)], rng))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"train": train, "sample": sample, "demo": demo, "data preview": preview, "info": info, "pack": pack}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "sample": sample,
+    "demo": demo,
+    "evaluate": evaluate,
+    "data preview": preview,
+    "info": info,
+    "pack": pack,
+}
 POSITIONAL = {"train": ("stage",), "sample": ("captions",), "demo": ("prompt",), "pack": ("run", "weights")}
 
 

@@ -109,6 +109,13 @@ class UpsamplerConfig:
 
 
 @dataclass(frozen=True)
+class CheckerConfig:
+    """The reader of pictures that checks captions: no part of unCLIP, but its examiner."""
+
+    width: int
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Settings of one training run; AdamW with warm-up and cosine decay, as everywhere in this package."""
 
@@ -149,10 +156,11 @@ class Preset:
     decoder: DecoderConfig
     upsampler1: UpsamplerConfig
     upsampler2: UpsamplerConfig
+    checker: CheckerConfig
     training: dict[str, TrainingConfig]  # by stage
 
 
-STAGES = ("clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2")
+STAGES = ("clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker")
 
 TINY = Preset(
     world=WorldConfig(training_scenes=512, upsampler_scenes=64, validation_scenes=64),
@@ -164,6 +172,7 @@ TINY = Preset(
     ),
     upsampler1=UpsamplerConfig(16, 32, "blur", UNetConfig(16, (1, 2), 1, (), 16, patch_size=2), DiffusionConfig("cosine", "x0", False, "ddim", 4)),
     upsampler2=UpsamplerConfig(32, 64, "bsr", UNetConfig(16, (1, 2), 1, (), 16, patch_size=4), DiffusionConfig("linear", "x0", False, "ddim", 4)),
+    checker=CheckerConfig(width=8),
     training={
         stage: TrainingConfig(steps=12, batch_size=16, learning_rate=1e-3, warmup=4, precision="fp32", checkpoint_every=4, sample_every=8, validate_every=4)
         for stage in STAGES
@@ -214,13 +223,15 @@ CPU = Preset(
         unet=UNetConfig(width=32, multipliers=(1, 2, 2), blocks=1, attention_at=(), head_channels=32, patch_size=4),
         diffusion=DiffusionConfig("linear", "x0", learned_variance=False, sampler="ddim", sampling_steps=15),
     ),
+    checker=CheckerConfig(width=32),
     training={
-        "clip": TrainingConfig(steps=1200, batch_size=256, learning_rate=1e-3, beta2=0.98, weight_decay=0.1),
+        "clip": TrainingConfig(steps=2000, batch_size=256, learning_rate=1e-3, beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=1500, batch_size=256, learning_rate=6e-4, weight_decay=0.06),
         "ar-prior": TrainingConfig(steps=1000, batch_size=128, learning_rate=6e-4, weight_decay=0.04),
         "decoder": TrainingConfig(steps=4000, batch_size=64, learning_rate=8e-4),
         "upsampler1": TrainingConfig(steps=2000, batch_size=32, learning_rate=8e-4),
         "upsampler2": TrainingConfig(steps=1500, batch_size=16, learning_rate=8e-4),
+        "checker": TrainingConfig(steps=3000, batch_size=64, learning_rate=4e-3, warmup=600),
     },
 )
 
@@ -268,6 +279,7 @@ GPU = Preset(
         unet=UNetConfig(width=64, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention_at=(), head_channels=64),
         diffusion=DiffusionConfig("linear", "v", learned_variance=False, sampler="ddim", sampling_steps=15),
     ),
+    checker=CheckerConfig(width=64),
     training={
         "clip": TrainingConfig(steps=20_000, batch_size=1024, learning_rate=5e-4, warmup=1000, beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=50_000, batch_size=512, learning_rate=3e-4, warmup=1000, weight_decay=0.06, ema_decay=0.9995),
@@ -275,6 +287,7 @@ GPU = Preset(
         "decoder": TrainingConfig(steps=100_000, batch_size=128, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
         "upsampler1": TrainingConfig(steps=50_000, batch_size=64, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
         "upsampler2": TrainingConfig(steps=50_000, batch_size=16, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=4),
+        "checker": TrainingConfig(steps=20_000, batch_size=128, learning_rate=4e-3, warmup=1000),
     },
 )
 
@@ -322,6 +335,7 @@ PAPER = Preset(  # Tab. 3 and App. C; vocabulary and text context of CLIP's own 
         unet=UNetConfig(width=192, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention_at=(), head_channels=64),
         diffusion=DiffusionConfig("linear", "epsilon", learned_variance=True, sampler="ddim", sampling_steps=15),
     ),
+    checker=CheckerConfig(width=32),
     training={  # Tab. 3; CLIP from App. C
         "clip": TrainingConfig(steps=20_000, batch_size=32_768, learning_rate=3e-4),
         "prior": TrainingConfig(600_000, 4096, 1.1e-4, weight_decay=6e-2, beta2=0.96, epsilon=1e-6, ema_decay=0.9999),
@@ -329,6 +343,7 @@ PAPER = Preset(  # Tab. 3 and App. C; vocabulary and text context of CLIP's own 
         "decoder": TrainingConfig(800_000, 2048, 1.2e-4, beta2=0.999, ema_decay=0.9999),
         "upsampler1": TrainingConfig(1_000_000, 1024, 1.2e-4, beta2=0.999, ema_decay=0.9999),
         "upsampler2": TrainingConfig(1_000_000, 512, 1.0e-4, beta2=0.999, ema_decay=0.9999),
+        "checker": CPU.training["checker"],  # not of the paper
     },
 )
 

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from minunclip.config import AutoregressivePriorConfig, CLIPConfig, DecoderConfig, DiffusionPriorConfig, UpsamplerConfig
-from minunclip.data.checker import SceneReader, SceneReaderConfig
+from minunclip.config import AutoregressivePriorConfig, CheckerConfig, CLIPConfig, DecoderConfig, DiffusionPriorConfig, UpsamplerConfig
+from minunclip.data.checker import SceneReader
 from minunclip.models.autoregressive_prior import AutoregressivePrior
 from minunclip.models.clip import CLIP
 from minunclip.models.decoder import Decoder
@@ -24,7 +24,7 @@ MODELS: dict[str, tuple[type[nn.Module], type]] = {
     "decoder": (Decoder, DecoderConfig),
     "upsampler1": (Upsampler, UpsamplerConfig),
     "upsampler2": (Upsampler, UpsamplerConfig),
-    "checker": (SceneReader, SceneReaderConfig),
+    "checker": (SceneReader, CheckerConfig),
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -28,8 +28,18 @@ from minunclip.models.upsampler import sample_upsampler
 from minunclip.training import read_log, save_model, write_atomically
 
 GUIDANCE = 2.0  # of the decoder
+OPTIONAL = ("ar-prior", "checker")  # stages without which pictures can be drawn
 TOGETHER = 4  # pictures that are upsampled at once: more take memory and are no faster
+UPSAMPLERS: tuple[Literal["upsampler1", "upsampler2"], ...] = ("upsampler1", "upsampler2")
+PriorName = Literal["diffusion", "autoregressive"]
 MODEL_NAMES = {"clip": "CLIP", "prior": "diffusion prior", "ar-prior": "autoregressive prior", "decoder": "decoder"}
+
+
+class Text(NamedTuple):
+    tokens: Tensor  # (B, L), padded with 0
+    mask: Tensor  # (B, L), True for real tokens
+    encoded: Tensor  # (B, L, width): the outputs of CLIP's text transformer
+    z_t: Tensor  # (B, d), unit-norm
 
 
 class Generated(NamedTuple):
@@ -45,7 +55,7 @@ def _schedule(process: DiffusionConfig) -> Schedule:
 
 @dataclass
 class UnCLIP:
-    """The trained models by stage (see config.STAGES; "ar-prior" may be missing) and the tokenizer that they share."""
+    """The trained models by stage (see config.STAGES; those of OPTIONAL may be missing) and the tokenizer that they share."""
 
     models: dict[str, Any]
     tokenizer: Tokenizer
@@ -56,7 +66,7 @@ class UnCLIP:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder with weights: run `make weights`, or name another with --weights")
-        stages = [stage for stage in STAGES if stage != "ar-prior" or (folder / stage).is_dir()]
+        stages = [stage for stage in STAGES if stage not in OPTIONAL or (folder / stage).is_dir()]
         models: dict[str, Any] = {stage: load_model(stage, folder / stage).to(device) for stage in stages}
         try:
             tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -70,6 +80,10 @@ class UnCLIP:
         for stage, model in self.models.items():
             save_model(Path(folder) / stage, model, json.loads(json.dumps(asdict(model.config))), dtype)
         self.tokenizer.save(Path(folder) / "tokenizer.json")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.models["clip"].parameters()).device
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -86,10 +100,46 @@ class UnCLIP:
         return seeds
 
     @torch.inference_mode()
+    def read(self, captions: Sequence[str]) -> Text:
+        """Captions as every model wants them."""
+        if not captions:
+            raise ValueError("nothing to draw: give at least one caption (an empty one will do)")
+        clip = self.models["clip"]
+        tokens, mask = trim(self.tokenizer(list(captions), clip.config.context_length)[0].to(self.device))
+        return Text(tokens, mask, *clip.text_features(tokens, mask))
+
+    @torch.inference_mode()
+    def draw_embeddings(self, text: Text, prior: PriorName, seeds: Sequence[int], guidance: float = 1.0) -> tuple[Tensor, Tensor]:
+        """z_i (B, d), unit-norm, from one of the priors, and the z_i . z_t of its candidates, (B, 2), or (B, 1) for the autoregressive one."""
+        if prior not in get_args(PriorName):
+            raise ValueError(f"prior {prior!r} is not one of {', '.join(get_args(PriorName))}")
+        if prior == "diffusion":
+            model = self.models["prior"]
+            z_i, _, scores = sample_prior(model, _schedule(model.config.diffusion), text.encoded, text.mask, text.z_t, seeds, guidance=guidance)
+            return z_i, scores
+        if "ar-prior" not in self.models:
+            raise ValueError("these weights have no autoregressive prior: use --prior diffusion, or train and pack the stage ar-prior")
+        z_i = sample_autoregressive(self.models["ar-prior"], text.encoded, text.mask, text.z_t, seeds, guidance=guidance)
+        return z_i, (z_i * text.z_t).sum(dim=1, keepdim=True)
+
+    @torch.inference_mode()
+    def decode(self, z_i: Tensor, text: Text, seeds: Sequence[int], guidance: float = GUIDANCE, on_step: OnStep | None = None) -> Tensor:
+        """Small pictures (B, 3, S, S) in [-1, 1] for unit-norm z_i (B, d) and captions. `on_step` sees the x_0 as it forms."""
+        decoder = self.models["decoder"]
+        scaled = LatentScale.for_dim(z_i.shape[1]).scale(z_i)
+        return sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, text.tokens, text.mask, seeds, guidance=guidance, on_step=on_step)
+
+    @torch.inference_mode()
+    def upsample(self, stage: Literal["upsampler1", "upsampler2"], images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Pictures (B, 3, S, S) in [-1, 1], four times as wide."""
+        model = self.models[stage]
+        parts = [(images[i : i + TOGETHER], seeds[i : i + TOGETHER]) for i in range(0, len(images), TOGETHER)]
+        return torch.cat([sample_upsampler(model, _schedule(model.config.diffusion), low, numbers) for low, numbers in parts])
+
     def generate(
         self,
         captions: Sequence[str],
-        prior: Literal["diffusion", "autoregressive"] = "diffusion",
+        prior: PriorName = "diffusion",
         seed: int | Sequence[int] = 0,
         size: int | None = None,
         guidance: float = GUIDANCE,
@@ -101,52 +151,26 @@ class UnCLIP:
         `size`: one of `sizes`, the largest by default. `on_step` sees the decoder's x_0 as it forms. A guidance of 1 is none.
         """
         size = self.sizes[-1] if size is None else size
-        if not captions:
-            raise ValueError("nothing to draw: give at least one caption (an empty one will do)")
         if size not in self.sizes:
             raise ValueError(f"size {size} is not one of {', '.join(map(str, self.sizes))}")
-        if prior not in ("diffusion", "autoregressive"):
-            raise ValueError(f"prior {prior!r} is not one of diffusion, autoregressive")
-        if prior == "autoregressive" and "ar-prior" not in self.models:
-            raise ValueError("these weights have no autoregressive prior: use --prior diffusion, or train and pack the stage ar-prior")
-        seeds = self._seeds(seed, len(captions))
         # every stage has noise of its own: z_i must say nothing of the noise that the decoder starts from
-        prior_seeds, decoder_seeds, *upsampler_seeds = ([4 * number + k for number in seeds] for k in range(4))
-        device = next(self.models["clip"].parameters()).device
-        seconds: dict[str, float] = {}
-
-        def timed(stage: str, started: float) -> None:
-            seconds[stage] = time.perf_counter() - started
-
-        started = time.perf_counter()
-        context = self.models["clip"].config.context_length
-        tokens, mask = trim(self.tokenizer(list(captions), context)[0].to(device))
-        encoded, z_t = self.models["clip"].text_features(tokens, mask)
-        timed("text", started)
-        started = time.perf_counter()
-        if prior == "diffusion":
-            model = self.models["prior"]
-            z_i, _, candidates = sample_prior(model, _schedule(model.config.diffusion), encoded, mask, z_t, prior_seeds, guidance=prior_guidance)
-        else:
-            z_i = sample_autoregressive(self.models["ar-prior"], encoded, mask, z_t, prior_seeds, guidance=prior_guidance)
-            candidates = (z_i * z_t).sum(dim=1, keepdim=True)
-        timed("prior", started)
-        started = time.perf_counter()
-        decoder = self.models["decoder"]
-        scaled = LatentScale.for_dim(z_i.shape[1]).scale(z_i)
-        images = sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, tokens, mask, decoder_seeds, guidance=guidance, on_step=on_step)
-        timed("decoder", started)
-        pictures = {self.sizes[0]: to_uint8(images)}
-        for stage, side, own in zip(("upsampler1", "upsampler2"), self.sizes[1:], upsampler_seeds):
+        prior_seeds, decoder_seeds, *upsampler_seeds = ([4 * number + k for number in self._seeds(seed, len(captions))] for k in range(4))
+        times = [time.perf_counter()]
+        text = self.read(captions)
+        times.append(time.perf_counter())
+        z_i, candidates = self.draw_embeddings(text, prior, prior_seeds, prior_guidance)
+        times.append(time.perf_counter())
+        images = self.decode(z_i, text, decoder_seeds, guidance, on_step)
+        times.append(time.perf_counter())
+        pictures, stages = {self.sizes[0]: to_uint8(images)}, ["text", "prior", "decoder"]
+        for stage, side, own in zip(UPSAMPLERS, self.sizes[1:], upsampler_seeds):
             if size < side:
                 break
-            started = time.perf_counter()
-            model = self.models[stage]
-            parts = [(images[i : i + TOGETHER], own[i : i + TOGETHER]) for i in range(0, len(images), TOGETHER)]
-            images = torch.cat([sample_upsampler(model, _schedule(model.config.diffusion), low, numbers) for low, numbers in parts])
+            images = self.upsample(stage, images, own)
             pictures[side] = to_uint8(images)
-            timed(stage, started)
-        return Generated(pictures, candidates, z_i, seconds)
+            times.append(time.perf_counter())
+            stages.append(stage)
+        return Generated(pictures, candidates, z_i, {stage: end - start for stage, start, end in zip(stages, times, times[1:])})
 
 
 def _require_fit(folder: Path, models: dict[str, Any], tokenizer: Tokenizer) -> None:
@@ -167,7 +191,7 @@ def _require_fit(folder: Path, models: dict[str, Any], tokenizer: Tokenizer) -> 
 
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every model that a weights folder has, by stage."""
-    paths = {stage: folder / stage / "model.safetensors" for stage in (*STAGES, "checker")}
+    paths = {stage: folder / stage / "model.safetensors" for stage in STAGES}
     return {stage: hashlib.sha256(path.read_bytes()).hexdigest() for stage, path in paths.items() if path.exists()}
 
 
@@ -204,7 +228,7 @@ def pack(run: Path, weights: Path) -> None:
 
     Everything is read and checked before the first file is written. A trained checker, if the run has one, goes along.
     """
-    stages = [stage for stage in (*STAGES, "checker") if stage in STAGES or (run / stage).is_dir()]
+    stages = [stage for stage in STAGES if stage not in OPTIONAL or (run / stage).is_dir()]
     models: dict[str, Any] = {stage: load_model(stage, run / stage) for stage in stages}
     tokenizer = _only_tokenizer(run)
     _require_fit(run, models, tokenizer)

@@ -1,6 +1,6 @@
-"""The six trainings of unCLIP, in order: what each stage learns from, its loss, its validation, its samples.
+"""The six trainings of unCLIP, in order, and that of its examiner: what each stage learns from, its loss, its validation, its samples.
 
-CLIP first; then, on its frozen embeddings, the two priors and the decoder; the upsamplers need no CLIP. Every stage is a call of
+CLIP first; then, on its frozen embeddings, the two priors and the decoder; the upsamplers and the checker need no CLIP. Every stage is a call of
 `training.fit`, and leaves a folder with `config.json`, `model.safetensors` (the moving average), a log, a loss curve and sample pictures.
 """
 
@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minunclip.config import PRESETS, STAGES, Preset, TrainingConfig, UpsamplerConfig
+from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batches, reader_error, reader_scenes
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import World, build_world, save_array, to_tensor, to_uint8, training_captions, trim
 from minunclip.diffusion import Schedule, make_schedule
@@ -30,6 +31,7 @@ from minunclip.models.upsampler import Upsampler, degrade, resize, sample_upsamp
 from minunclip.training import Batch, TrainingError, fit
 
 GRID = 16  # pictures in a sample grid
+CHECKER_SCENES = 20_000
 SOFT_SHARE = 4  # one in so many pictures that CLIP trains on is a blown-up small one, so that it can judge the decoder's pictures too
 
 
@@ -288,6 +290,16 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
     return Upsampler(config), batch, loss, {"validate": validate, "sample": sample}
 
 
+def checker_stage(run: Run, settings: TrainingConfig) -> Trained:
+    scenes = reader_scenes(min(CHECKER_SCENES, run.preset.world.training_scenes), run.seed)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, SceneReader)
+        return {f"{name}_error": error for name, error in reader_error(model, 256, run.seed + 2, run.preset.decoder.image_size).items()}
+
+    return SceneReader(run.preset.checker), reader_batches(scenes, settings.batch_size, run.seed), reader_batch_loss, {"validate": validate}
+
+
 def train(
     stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, init: Path | None = None, stop_after: int | None = None
 ) -> nn.Module:
@@ -304,12 +316,12 @@ def train(
         config = run.preset.upsampler1 if stage == "upsampler1" else run.preset.upsampler2
         model, batch, loss, looks = upsampler_stage(run, settings, config, stage)
     else:
-        build = {"clip": clip_stage, "prior": prior_stage, "ar-prior": ar_prior_stage, "decoder": decoder_stage}[stage]
+        build = {"clip": clip_stage, "prior": prior_stage, "ar-prior": ar_prior_stage, "decoder": decoder_stage, "checker": checker_stage}[stage]
         model, batch, loss, looks = build(run, settings)
     if init is not None:
         load_weights(model, init / "model.safetensors")
     model = model.to(run.device)
-    if stage == "decoder" or stage.startswith("upsampler"):
+    if stage in ("decoder", "upsampler1", "upsampler2", "checker"):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder = run.folder / stage
     config_json = json.loads(json.dumps(asdict(model.config)))  # type: ignore[call-overload]

@@ -53,8 +53,10 @@ def make_optimizer(model: nn.Module, settings: TrainingConfig) -> torch.optim.Ad
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, over parameters only. Early on the decay is smaller, to forget the start."""
+    """average <- decay * average + (1 - decay) * model, over parameters; buffers are copied. Early on the decay is smaller, to forget the start."""
     decay = min(decay, (1 + step) / (10 + step))
+    for kept, current in zip(average.buffers(), model.buffers()):
+        kept.copy_(current)
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 

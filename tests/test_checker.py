@@ -3,6 +3,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from minunclip.config import CheckerConfig, TrainingConfig
 from minunclip.data.captions import compare, parse
 from minunclip.data.checker import (
     CELLS,
@@ -10,19 +11,19 @@ from minunclip.data.checker import (
     PARTS,
     Reading,
     SceneReader,
-    SceneReaderConfig,
     decode,
     matches,
+    reader_batch_loss,
+    reader_batches,
     reader_loss,
     reader_scenes,
     targets,
-    train_reader,
 )
 from minunclip.data.render import render
 from minunclip.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, is_held_out, sample_scenes
 from minunclip.data.world import to_tensor
 from minunclip.loading import load_model
-from minunclip.training import save_model
+from minunclip.training import fit, read_log, save_model
 
 
 def perfect(scenes):
@@ -78,7 +79,7 @@ def test_reader_scenes_show_every_kind_of_scene():
 
 
 def test_a_picture_is_read_alike_at_any_batch_size_and_bad_input_is_refused():
-    reader = SceneReader(SceneReaderConfig(8)).eval()
+    reader = SceneReader(CheckerConfig(8)).eval()
     with torch.no_grad():
         reader.things.bias.view(2, -1)[:, 0] = 0.0  # so that it sees something
     images = to_tensor(render(sample_scenes(3, 0), 32))
@@ -92,7 +93,7 @@ def test_a_picture_is_read_alike_at_any_batch_size_and_bad_input_is_refused():
 
 
 def test_a_saved_reader_reads_the_same(tmp_path):
-    reader = SceneReader(SceneReaderConfig(8)).eval()
+    reader = SceneReader(CheckerConfig(8)).eval()
     save_model(tmp_path, reader, asdict(reader.config))
     again = load_model("checker", tmp_path)
     images = torch.rand(2, 3, 64, 64) * 2 - 1
@@ -102,11 +103,12 @@ def test_a_saved_reader_reads_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reader_learns_a_few_scenes_by_heart():
-    losses = []
-    reader = train_reader(steps=150, batch_size=16, seed=0, progress=lambda step, loss: losses.append(loss), pool=12, width=16)
+def test_a_reader_learns_a_few_scenes_by_heart(tmp_path):
+    scenes, settings = reader_scenes(12, seed=0), TrainingConfig(steps=200, batch_size=16, learning_rate=4e-3, warmup=30, ema_decay=0.9)
+    torch.manual_seed(0)
+    reader = fit(SceneReader(CheckerConfig(16)), reader_batches(scenes, 16, 0), reader_batch_loss, settings, tmp_path, name="checker", model_config={})
+    losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl")]
     assert losses[-1] < 0.2 * losses[0]
-    scenes = reader_scenes(12, seed=0)
     for size in (32, 64, 128):
         read = reader.read(to_tensor(render(scenes, size)))
         right = sum([t[:4] for t in said(a)[0]] == [t[:4] for t in said(b)[0]] and a.background == b.background for a, b in zip(scenes, read))

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from minunclip import cli
 from minunclip.cli import main, slug
-from minunclip.config import CPU, STAGES
-from minunclip.data.checker import SceneReader, SceneReaderConfig
+from minunclip.config import CPU, STAGES, CheckerConfig
+from minunclip.data.checker import SceneReader
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.models.upsampler import Upsampler
 from minunclip.pipeline import UnCLIP, hashes, weights_id
@@ -115,13 +115,14 @@ def test_count_gives_each_caption_the_same_seeds(tiny_weights: Path, tmp_path: P
 
 
 def test_the_demo_shows_every_stage(copy: Path, tmp_path: Path, capsys) -> None:
+    shutil.rmtree(copy / "checker")
     command = ["demo", "Two $mall stars!", "--weights", str(copy), "--out", str(tmp_path / "out")]
     assert main(command) == 0
     text = capsys.readouterr().out
     assert files(tmp_path / "out") == {"two-mall-stars.png", "two-mall-stars-stages.png"}
     assert Image.open(tmp_path / "out" / "two-mall-stars.png").size == (64, 64)
     assert "checker is not there" in text and all(stage in text for stage in ("text", "prior", "decoder", "upsampler1", "upsampler2"))
-    save_model(copy / "checker", SceneReader(SceneReaderConfig(4)), {"width": 4})
+    save_model(copy / "checker", SceneReader(CheckerConfig(4)), {"width": 4})
     assert main([*command, "--prior", "autoregressive"]) == 0
     assert "checker: " in (text := capsys.readouterr().out) and "count" in text and "not there" not in text
 

@@ -9,7 +9,6 @@ Small and large things have maps of their own, for a small thing may lie inside 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +17,13 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minunclip.config import CheckerConfig
 from minunclip.data.captions import Report, caption, compare, parse
 from minunclip.data.render import render
 from minunclip.data.scenes import BACKGROUNDS, COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, Scene, Thing, sample_scenes
 from minunclip.data.world import to_tensor
 from minunclip.evaluation import accuracy
 from minunclip.models.upsampler import blur, gaussian_kernels, resize
-from minunclip.training import autocast
 
 SIDE = 64  # every picture is read at this size
 CELLS = 16  # a side of the maps
@@ -32,11 +31,6 @@ MOST = 3  # things in a scene
 PARTS = (1, len(SHAPES), len(COLOURS), len(TEXTURES), 2)  # channels of each size's map: is a thing here, shape, colour, texture, offset
 NO_WORD = len(SHAPES)
 CHUNK = 256
-
-
-@dataclass(frozen=True)
-class SceneReaderConfig:
-    width: int = 32
 
 
 class Reading(NamedTuple):
@@ -66,7 +60,7 @@ class _Residual(nn.Module):
 class SceneReader(nn.Module):
     """A picture to what it shows."""
 
-    def __init__(self, config: SceneReaderConfig):
+    def __init__(self, config: CheckerConfig):
         super().__init__()
         self.config = config
         width, deep = 2 * config.width, 3 * config.width
@@ -140,7 +134,8 @@ def reader_error(reader: SceneReader, count: int, seed: int, size: int) -> dict[
     """
     scenes = sample_scenes(count, seed, held_out=True)
     rng = np.random.default_rng([seed, 9])
-    seen = reader.read(to_tensor(render(scenes, size)))
+    parts = [scenes[i : i + CHUNK] for i in range(0, count, CHUNK)]
+    seen = [scene for part in parts for scene in reader.read(to_tensor(render(part, size)))]
     reports = [compare(parse(caption(scene, "full", rng)), read) for scene, read in zip(scenes, seen)]
     return {attribute: 1 - share for attribute, share in accuracy(reports).items()}
 
@@ -216,30 +211,22 @@ def reader_scenes(count: int, seed: int) -> list[Scene]:
     return scenes + [scene for scene in sample_scenes(2 * count, seed + 1) if scene.word]
 
 
-def train_reader(
-    steps: int, batch_size: int, seed: int, progress: Callable[[int, float], None] | None = None, pool: int = 12_000, width: int = 32
-) -> SceneReader:
-    """Trains a reader from scratch on about `pool` drawn scenes, half of the pictures 32 pixels wide and blown up. `progress(step, loss)`."""
-    generator = torch.Generator().manual_seed(seed)
-    scenes = reader_scenes(pool, seed)
+def reader_batches(scenes: list[Scene], batch_size: int, seed: int) -> Callable[[int], dict[str, Tensor]]:
+    """What training step `step` sees, for `training.fit`: half of the pictures are drawn 32 pixels wide and blown up, as the decoder's will be."""
     sharp, soft, wanted = render(scenes, SIDE), render(scenes, SIDE // 2), targets(scenes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        reader = SceneReader(SceneReaderConfig(width)).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps, pct_start=0.2)
-    for step in range(steps):
+    half = batch_size // 2
+
+    def batch(step: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         index = torch.randint(len(scenes), (batch_size,), generator=generator)
-        half = batch_size // 2
         small = resize(to_tensor(soft[index[half:].numpy()]), (SIDE, SIDE))
         images = _spoil(torch.cat([to_tensor(sharp[index[:half].numpy()]), small]), generator)
-        with autocast(images.device, "bf16"):
-            reading = reader(images.contiguous(memory_format=torch.channels_last))
-        loss = reader_loss(reading, Targets(*(part[index] for part in wanted)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if progress:
-            progress(step, loss.item())
-    return reader.eval()
+        labels = {name: part[index] for name, part in wanted._asdict().items()}
+        return {"images": images.contiguous(memory_format=torch.channels_last), **labels}
+
+    return batch
+
+
+def reader_batch_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """`reader_loss` of one of `reader_batches`."""
+    return reader_loss(model(batch["images"]), Targets(*(batch[name] for name in Targets._fields)))

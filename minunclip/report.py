@@ -1,0 +1,158 @@
+"""The report of `minunclip evaluate`: how good CLIP, the priors and the pictures are, each figure beside its floor or its baseline.
+
+Paper: section 5. The captions are those of the held-out split, whose combinations of texture, colour and shape no training picture shows,
+or your own, of which only that can be said which needs no true picture.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minunclip.data.captions import LEVELS, caption, compare, parse
+from minunclip.data.checker import reader_error
+from minunclip.data.render import render
+from minunclip.data.scenes import Scene, sample_scenes
+from minunclip.data.world import HELD_OUT_SEED, to_tensor, to_uint8
+from minunclip.evaluation import accuracy, frechet_distance, held_out_captions, precision_recall, retrieval
+from minunclip.models.upsampler import resize
+from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP
+
+BATCH = 50  # pictures that are drawn at once
+FIDELITY = ("fid", "fid_floor", "precision", "recall")
+PAIRS = 500  # among which CLIP must find the right one
+
+
+@torch.inference_mode()
+def embed_pictures(model: UnCLIP, pictures: np.ndarray) -> Tensor:
+    """z_i (N, d) of uint8 pictures (N, S, S, 3) of any size, brought to CLIP's own first."""
+    clip = model.models["clip"]
+    return clip.encode_image(resize(to_tensor(pictures).to(model.device), (clip.config.image_size,) * 2)).cpu()
+
+
+def embed_scenes(model: UnCLIP, scenes: Sequence[Scene], size: int) -> Tensor:
+    """z_i (N, d) of scenes drawn at `size`."""
+    return torch.cat([embed_pictures(model, render(list(scenes[i : i + BATCH]), size)) for i in range(0, len(scenes), BATCH)])
+
+
+def clip_figures(model: UnCLIP, count: int = PAIRS, seed: int = HELD_OUT_SEED + 1) -> dict[str, dict[str, float]]:
+    """Retrieval among `count` held-out pairs, once with full captions and once with terse ones; see `evaluation.retrieval`."""
+    scenes = sample_scenes(count, seed, held_out=True)
+    z_i = embed_scenes(model, scenes, model.models["clip"].config.image_size)
+    figures = {}
+    for level in ("full", "terse"):
+        rng = np.random.default_rng([seed, 11])
+        captions = [caption(scene, level, rng) for scene in scenes]
+        figures[level] = retrieval(z_i, model.read(captions).z_t.cpu(), scenes, captions)
+    return figures
+
+
+def prior_figures(model: UnCLIP, pairs: Sequence[tuple[Scene, str]], seed: int = 0) -> dict[str, dict[str, float]]:
+    """Mean cosines to the true z_i, for all captions and by how much they say: of z_t, of each prior's z_i, of a random training picture's.
+
+    "same_caption" is the cosine of two draws of the diffusion prior for one caption: the lower, the more they differ. "modality_gap" is the
+    distance between the mean z_i and the mean z_t. Pairs are those of `held_out_captions`, whose captions say more and more in turn.
+    """
+    side = model.models["clip"].config.image_size
+    true = embed_scenes(model, [scene for scene, _ in pairs], side)
+    text = model.read([words for _, words in pairs])
+    seeds = range(seed, seed + len(pairs))
+    answers = {"z_t": text.z_t.cpu(), "diffusion": model.draw_embeddings(text, "diffusion", seeds)[0].cpu()}
+    if "ar-prior" in model.models:
+        answers["autoregressive"] = model.draw_embeddings(text, "autoregressive", seeds)[0].cpu()
+    answers["random_picture"] = embed_scenes(model, sample_scenes(len(pairs), seed + 1), side)
+    cosines = {name: (answer * true).sum(dim=1) for name, answer in answers.items()}
+    again = model.draw_embeddings(text, "diffusion", [2**31 + number for number in seeds])[0].cpu()
+    cosines["same_caption"] = (answers["diffusion"] * again).sum(dim=1)
+    says = torch.arange(len(pairs)) % len(LEVELS)
+    figures = {
+        name: {"all": float(cosine.mean()), **{level: float(cosine[says == i].mean()) for i, level in enumerate(LEVELS)}} for name, cosine in cosines.items()
+    }
+    return {**figures, "modality_gap": {"all": float((true.mean(dim=0) - answers["z_t"].mean(dim=0)).norm())}}
+
+
+class Judged:
+    """Pictures that were drawn for captions, as the checker and CLIP see them."""
+
+    def __init__(self, model: UnCLIP):
+        self.model, self.reports, self.z_i, self.z_t = model, [], [], []  # type: ignore[var-annotated]
+
+    def add(self, pictures: np.ndarray, captions: Sequence[str]) -> None:
+        """uint8 (B, S, S, 3) and one caption each."""
+        seen = self.model.models["checker"].read(to_tensor(pictures))
+        self.reports += [compare(parse(text), scene) for text, scene in zip(captions, seen)]
+        self.z_i.append(embed_pictures(self.model, pictures))
+        self.z_t.append(self.model.read(captions).z_t.cpu())
+
+    def figures(self, real: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+        """Accuracy by attribute and CLIP score. `real`: z_i of two sets of as many drawn scenes, for the Fréchet distance, precision and
+        recall against the first, and for the floor, which is the distance of the two."""
+        z_i, z_t = torch.cat(self.z_i), torch.cat(self.z_t)
+        figures: dict[str, Any] = {"accuracy": accuracy(self.reports), "clip_score": float((z_i * z_t).sum(dim=1).mean())}
+        if real is not None:
+            precision, recall = precision_recall(real[0], z_i)
+            figures |= {"fid": frechet_distance(real[0], z_i), "fid_floor": frechet_distance(*real), "precision": precision, "recall": recall}
+        return figures
+
+
+def evaluate(
+    model: UnCLIP,
+    captions: Sequence[str] | None = None,
+    count: int = 1000,
+    seed: int = 0,
+    size: int | None = None,
+    prior: PriorName = "diffusion",
+    guidance: float = GUIDANCE,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Every figure that can be had for the captions; without captions, for `count` scenes of the held-out split, of which most can be said.
+
+    Pictures are drawn up to `size` and judged at every size on the way. `seed` is that of the first picture, the next has the next.
+    ValueError without a checker among the weights.
+    """
+    if "checker" not in model.models:
+        raise ValueError("these weights have no checker, which evaluation needs: train and pack the stage checker")
+    pairs = held_out_captions(count) if captions is None else None
+    texts = list(captions or ()) if pairs is None else [text for _, text in pairs]
+    figures: dict[str, Any] = {"captions": len(texts), "seed": seed, "prior": prior, "guidance": guidance}
+    if pairs is not None:
+        figures |= {"clip": clip_figures(model), "prior_cosine": prior_figures(model, pairs, seed)}
+        progress("CLIP and priors measured")
+    judged: dict[str, Judged] = {}
+    for i in range(0, len(texts), BATCH):
+        part = texts[i : i + BATCH]
+        seeds = range(seed + i, seed + i + len(part))
+        for side, pictures in model.generate(part, prior, seeds, size, guidance).pictures.items():
+            judged.setdefault(str(side), Judged(model)).add(pictures, part)
+        if pairs is not None:  # the same, but for a prior: z_t stands in the place of z_i
+            text = model.read(part)
+            bare = model.decode(text.z_t, text, [4 * number + 1 for number in seeds], guidance)
+            judged.setdefault("without_prior", Judged(model)).add(to_uint8(bare), part)
+        progress(f"{i + len(part)} of {len(texts)} captions drawn")
+    figures["pictures"] = {}
+    for name, one in judged.items():
+        side = model.sizes[0] if name == "without_prior" else int(name)
+        scenes = [sample_scenes(len(texts), HELD_OUT_SEED + k, held_out=True) for k in (2, 3)]
+        real = None if pairs is None else (embed_scenes(model, scenes[0], side), embed_scenes(model, scenes[1], side))
+        error = reader_error(model.models["checker"], 1000, HELD_OUT_SEED + 4, side)
+        figures["pictures"][name] = {**one.figures(real), "checker_error": error}
+    return figures
+
+
+def as_text(figures: dict[str, Any]) -> str:
+    """The figures as tables for a terminal, in percent where they are shares."""
+    lines = []
+    for level, found in figures.get("clip", {}).items():
+        directions = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in found.items())
+        lines.append(f"CLIP, right one first of {PAIRS}, {level} captions: {directions}")
+    for name, cosines in figures.get("prior_cosine", {}).items():
+        lines.append(f"cosine to the true z_i, {name}: " + ", ".join(f"{level} {value:.3f}" for level, value in cosines.items()))
+    for name, found in figures["pictures"].items():
+        wrong = found["checker_error"]
+        lines.append(f"pictures, {name}: CLIP score {found['clip_score']:.3f}" + "".join(f", {key} {found[key]:.4f}" for key in FIDELITY if key in found))
+        lines += [
+            f"  {attribute:<10} right {share:6.1%}  (the checker errs in {wrong.get(attribute, 0):.1%})" for attribute, share in found["accuracy"].items()
+        ]
+    return "\n".join(lines)
