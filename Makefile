@@ -9,19 +9,22 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test weights notebooks
+.PHONY: demo test weights bench notebooks
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
 test: .venv/ready
-	$(BIN)/ruff check minunclip tests
-	$(BIN)/ruff format --check minunclip tests
+	$(BIN)/ruff check minunclip tests benchmarks
+	$(BIN)/ruff format --check minunclip tests benchmarks
 	$(BIN)/mypy
 	TQDM_DISABLE=1 $(BIN)/pytest -q --nbval-lax --nbval-cell-timeout=600 tests notebooks
 
 weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu
 	$(BIN)/minunclip pack runs/cpu data/weights
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/speed.py
 
 notebooks: .venv/ready
 	$(BIN)/jupyter lab notebooks

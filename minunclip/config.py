@@ -79,6 +79,7 @@ class UNetConfig:
     head_channels: int
     patch_size: int = 1  # pixels a side folded into channels; the paper: 1. On a CPU a wide net on a coarse grid learns faster
     dropout: float = 0.0
+    positions: bool = False  # a learned vector for each place of the grid; the paper: none, convolutions find out from their padding
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def flip(shape: int, chance: float, device: torch.device) -> Tensor:
     return torch.rand(shape, device=device) < chance
 
 
-Trained = tuple[nn.Module, Callable[[int], Batch], Callable[[nn.Module, Batch], Tensor], dict[str, Any]]
+Loss = Callable[[nn.Module, Batch], Tensor]
+Trained = tuple[nn.Module, Callable[[int], Batch], Loss, dict[str, Any]]
 
 
 def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
@@ -300,10 +301,8 @@ def checker_stage(run: Run, settings: TrainingConfig) -> Trained:
     return SceneReader(run.preset.checker), reader_batches(scenes, settings.batch_size, run.seed), reader_batch_loss, {"validate": validate}
 
 
-def train(
-    stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, init: Path | None = None, stop_after: int | None = None
-) -> nn.Module:
-    """Trains one stage of STAGES in `run.folder / stage` and returns its moving average. `init`: a folder with weights to start from."""
+def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tuple[TrainingConfig, nn.Module, Callable[[int], Batch], Loss, dict[str, Any]]:
+    """What `training.fit` needs for a stage: settings that suit the device, an untrained model on it, batches, the loss, and what to look at."""
     settings = settings or run.preset.training[stage]
     if run.device.type == "cpu" and settings.precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
         settings = replace(settings, precision="fp32")  # without the instructions bf16 is emulated, and slower
@@ -318,15 +317,22 @@ def train(
     else:
         build = {"clip": clip_stage, "prior": prior_stage, "ar-prior": ar_prior_stage, "decoder": decoder_stage, "checker": checker_stage}[stage]
         model, batch, loss, looks = build(run, settings)
-    if init is not None:
-        load_weights(model, init / "model.safetensors")
     model = model.to(run.device)
     if stage in ("decoder", "upsampler1", "upsampler2", "checker"):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return settings, model, batch, loss, looks
+
+
+def train(
+    stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, init: Path | None = None, stop_after: int | None = None
+) -> nn.Module:
+    """Trains one stage of STAGES in `run.folder / stage` and returns its moving average. `init`: a folder with weights to start from."""
+    settings, model, batch, loss, looks = prepare(stage, run, settings)
+    if init is not None:
+        load_weights(model, init / "model.safetensors")
+    config = json.loads(json.dumps(asdict(model.config)))  # type: ignore[call-overload]
     folder = run.folder / stage
-    config_json = json.loads(json.dumps(asdict(model.config)))  # type: ignore[call-overload]
-    average = fit(model, batch, loss, settings, folder, name=stage, model_config=config_json, seed=run.seed, resume=resume, stop_after=stop_after, **looks)
-    return average
+    return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, stop_after=stop_after, **looks)
 
 
 def preset_named(name: str) -> Preset:

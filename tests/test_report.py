@@ -1,0 +1,113 @@
+import json
+
+import pytest
+import torch
+
+from minunclip import report
+from minunclip.cli import main
+from minunclip.data.captions import LEVELS
+from minunclip.data.render import render
+from minunclip.evaluation import held_out_captions
+from minunclip.pipeline import UnCLIP
+
+
+class Knows:
+    """A checker that makes no mistake, as it is told what is drawn."""
+
+    def __init__(self, scenes):
+        self.scenes = scenes
+
+    def read(self, images):
+        return self.scenes[: len(images)]
+
+
+@pytest.fixture
+def model(tiny_weights):
+    return UnCLIP.from_pretrained(tiny_weights)
+
+
+def test_true_pictures_are_all_right_and_as_far_from_real_ones_as_the_floor(model):
+    scenes, captions = zip(*held_out_captions(40))
+    pictures = render(list(scenes), 32)
+    real = report.embed_scenes(model, scenes, 32)
+    model.models["checker"] = Knows(scenes)
+    judged = report.Judged(model)
+    judged.add(pictures, captions)
+    figures = judged.figures((real, real))
+    assert set(figures["accuracy"].values()) == {1.0}
+    assert figures["fid"] == pytest.approx(figures["fid_floor"], abs=1e-4) and figures["precision"] == figures["recall"] == 1
+    model.models["checker"] = Knows(scenes[1:] + scenes[:1])  # each picture now shows the scene of another caption
+    judged = report.Judged(model)
+    judged.add(pictures, captions)
+    assert judged.figures(None)["accuracy"]["all_right"] < 0.5 and "fid" not in judged.figures(None)
+
+
+def test_a_prior_that_knows_the_picture_has_cosine_one(model, monkeypatch):
+    pairs = held_out_captions(12)
+    true = report.embed_scenes(model, [scene for scene, _ in pairs], 32)
+    monkeypatch.setattr(UnCLIP, "draw_embeddings", lambda *_: (true, true))
+    figures = report.prior_figures(model, pairs)
+    for name in ("diffusion", "autoregressive", "same_caption"):
+        assert set(figures[name]) == {"all", *LEVELS} and all(value == pytest.approx(1, abs=1e-5) for value in figures[name].values())
+    text = model.read([words for _, words in pairs])
+    assert figures["z_t"]["all"] == pytest.approx(float((text.z_t * true).sum(dim=1).mean()), abs=1e-5)
+    assert figures["modality_gap"]["all"] == pytest.approx(float((true.mean(0) - text.z_t.mean(0)).norm()), abs=1e-5)
+
+
+def test_retrieval_by_chance_is_poor_and_by_a_clip_that_knows_is_perfect(model, monkeypatch):
+    by_chance = report.clip_figures(model, count=50)
+    assert by_chance["full"]["image_to_text"] < 0.3  # twelve steps teach little
+    codes = torch.nn.functional.normalize(torch.randn(50, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    monkeypatch.setattr(report, "embed_scenes", lambda *_: codes)
+    monkeypatch.setattr(UnCLIP, "read", lambda self, captions: type("Text", (), {"z_t": codes}))
+    assert report.clip_figures(model, count=50)["full"] == {"image_to_text": 1.0, "text_to_image": 1.0}
+
+
+def test_evaluate_writes_what_it_prints(tiny_weights, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    assert main(["evaluate", "--count", "6", "--json", str(path), "--weights", str(tiny_weights)]) == 0
+    figures, text = json.loads(path.read_text()), capsys.readouterr().out
+    assert set(figures["pictures"]) == {"16", "32", "64", "without_prior"} and set(figures["clip"]) == {"full", "terse"}
+    assert {"z_t", "diffusion", "autoregressive", "random_picture", "same_caption"} < set(figures["prior_cosine"])
+    for found in figures["pictures"].values():
+        assert all(0 <= share <= 1 for share in found["accuracy"].values()) and found["fid_floor"] >= 0
+        assert found["accuracy"].keys() <= found["checker_error"].keys()
+        assert f"CLIP score {found['clip_score']:.3f}, fid {found['fid']:.4f}" in text
+    for found in figures["clip"].values():
+        assert f"image to text {found['image_to_text']:.1%}" in text
+
+
+def test_own_captions_are_judged_without_true_pictures(tiny_weights, tmp_path, capsys):
+    (tmp_path / "own.txt").write_text("a red circle\n\ntwo $tars\n", encoding="utf-8")
+    assert main(["evaluate", "--captions", str(tmp_path / "own.txt"), "--size", "16", "--json", str(tmp_path / "a.json"), "--weights", str(tiny_weights)]) == 0
+    figures = json.loads((tmp_path / "a.json").read_text())
+    assert figures["captions"] == 2 and set(figures["pictures"]) == {"16"} and "clip" not in figures and "fid" not in figures["pictures"]["16"]
+    assert "'tars'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"\n \n", [], "no captions"),
+        (b"\xff\xfe\xff", [], "not UTF-8"),
+        (None, [], "own.txt"),
+        (b"a star", ["--size", "17"], "size 17"),
+        (b"a star", ["--count", "1"], "count is 1"),
+        (b"a star", ["--seed", "-1"], "seed -1"),
+        (b"a star", ["--json", "nowhere/a.json"], "nowhere"),
+    ],
+)
+def test_bad_input_gets_one_line_and_writes_nothing(tiny_weights, tmp_path, capsys, monkeypatch, content, options, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "own.txt").write_bytes(content)
+    given = ["evaluate", "--captions", "own.txt", "--json", "a.json", "--weights", str(tiny_weights), *options]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "a.json").exists()
+
+
+def test_weights_without_a_checker_cannot_be_evaluated(model):
+    del model.models["checker"]
+    with pytest.raises(ValueError, match="checker"):
+        report.evaluate(model, ["a star"])
