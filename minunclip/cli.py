@@ -22,8 +22,8 @@ from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import to_tensor, to_uint8
 from minunclip.loading import MODELS
+from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
-from minunclip.pipeline import pack as pack_run
 from minunclip.plots import stages_figure
 from minunclip.stages import Run, preset_named, tile
 from minunclip.stages import train as train_stage

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minunclip.config import PRESETS, STAGES, DiffusionConfig
+from minunclip.config import STAGES, DiffusionConfig
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import to_uint8, trim
-from minunclip.diffusion import OnStep, Schedule, make_schedule
+from minunclip.diffusion import OnStep, SamplerName, Schedule, invert_ddim, make_schedule
 from minunclip.loading import load_model
 from minunclip.models.autoregressive_prior import sample_autoregressive
-from minunclip.models.decoder import sample_decoder
+from minunclip.models.decoder import decoder_denoiser, sample_decoder
 from minunclip.models.diffusion_prior import LatentScale, sample_prior
-from minunclip.models.upsampler import sample_upsampler
-from minunclip.training import read_log, save_model, write_atomically
+from minunclip.models.upsampler import resize, sample_upsampler
+from minunclip.training import save_model
 
 GUIDANCE = 2.0  # of the decoder
 OPTIONAL = ("ar-prior", "checker")  # stages without which pictures can be drawn
@@ -72,7 +71,7 @@ class UnCLIP:
             tokenizer = Tokenizer.load(folder / "tokenizer.json")
         except FileNotFoundError:
             raise ValueError(f"{folder / 'tokenizer.json'} is missing: run `make weights`, or copy the folder again") from None
-        _require_fit(folder, models, tokenizer)
+        require_fit(folder, models, tokenizer)
         return cls(models, tokenizer)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -123,11 +122,39 @@ class UnCLIP:
         return z_i, (z_i * text.z_t).sum(dim=1, keepdim=True)
 
     @torch.inference_mode()
-    def decode(self, z_i: Tensor, text: Text, seeds: Sequence[int], guidance: float = GUIDANCE, on_step: OnStep | None = None) -> Tensor:
-        """Small pictures (B, 3, S, S) in [-1, 1] for unit-norm z_i (B, d) and captions. `on_step` sees the x_0 as it forms."""
+    def embed(self, images: Tensor) -> Tensor:
+        """z_i (B, d) of pictures (B, 3, H, W) in [-1, 1] of any size, brought to CLIP's own first."""
+        clip = self.models["clip"]
+        return clip.encode_image(resize(images.to(self.device), (clip.config.image_size,) * 2))
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        z_i: Tensor,
+        text: Text | None,
+        seeds: Sequence[int],
+        guidance: float = GUIDANCE,
+        on_step: OnStep | None = None,
+        steps: int | None = None,
+        sampler: SamplerName | None = None,
+        eta: float = 0.0,
+        x_T: Tensor | None = None,
+    ) -> Tensor:
+        """Small pictures (B, 3, S, S) in [-1, 1] for unit-norm z_i (B, d), and captions, or none; see `sample_decoder` for the rest."""
         decoder = self.models["decoder"]
         scaled = LatentScale.for_dim(z_i.shape[1]).scale(z_i)
-        return sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, text.tokens, text.mask, seeds, guidance=guidance, on_step=on_step)
+        tokens, mask = (None, None) if text is None else (text.tokens, text.mask)
+        return sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, tokens, mask, seeds, steps, guidance, sampler, eta, x_T, on_step)
+
+    @torch.inference_mode()
+    def invert(self, images: Tensor, steps: int = 250) -> tuple[Tensor, Tensor]:
+        """Small pictures (B, 3, S, S) in [-1, 1] as the paper's bipartite latent (section 3): z_i (B, d) by CLIP, and x_T by DDIM inversion.
+
+        `decode(z_i, None, seeds, guidance=1, sampler="ddim", steps=steps, x_T=x_T)` gives the pictures back; see `manipulations`.
+        """
+        decoder, z_i = self.models["decoder"], self.embed(images)
+        schedule, scaled = _schedule(decoder.config.diffusion), LatentScale.for_dim(z_i.shape[1]).scale(z_i)
+        return z_i, invert_ddim(decoder_denoiser(decoder, schedule, scaled, None, None), schedule, images.to(self.device), steps)
 
     @torch.inference_mode()
     def upsample(self, stage: Literal["upsampler1", "upsampler2"], images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -173,7 +200,7 @@ class UnCLIP:
         return Generated(pictures, candidates, z_i, {stage: end - start for stage, start, end in zip(stages, times, times[1:])})
 
 
-def _require_fit(folder: Path, models: dict[str, Any], tokenizer: Tokenizer) -> None:
+def require_fit(folder: Path, models: dict[str, Any], tokenizer: Tokenizer) -> None:
     """ValueError unless the models were made for one another: each may be whole, and yet of another preset."""
     clip, decoder = models["clip"].config, models["decoder"].config
     for stage in models.keys() & MODEL_NAMES.keys():
@@ -198,42 +225,3 @@ def hashes(folder: Path) -> dict[str, str]:
 def weights_id(folder: Path) -> str:
     """Twelve digits that stand for all the weights of a folder together."""
     return hashlib.sha256("".join(hashes(folder).values()).encode()).hexdigest()[:12]
-
-
-def _only_tokenizer(run: Path) -> Tokenizer:
-    paths = sorted((run / "data").glob("world-*/tokenizer.json"))
-    if not paths:
-        raise ValueError(f"{run / 'data'} has no tokenizer: is {run} the folder of a training run?")
-    if len({path.read_bytes() for path in paths}) > 1:
-        raise ValueError(f"{run / 'data'} has worlds with different tokenizers: keep only the one that this run was trained on")
-    return Tokenizer.load(paths[0])
-
-
-def _card(run: Path, stage: str, preset: str) -> str:
-    """What a model was trained with and where it ended, for people."""
-    facts: dict[str, object] = {"preset": preset}
-    if (run / stage / "training.pt").exists():
-        identity = json.loads(torch.load(run / stage / "training.pt", map_location="cpu", weights_only=True)["identity"])
-        training = identity["training"]
-        command = f"minunclip train {stage} --preset {preset} --seed {identity['seed']}"
-        command += "".join(f" --{name} {training[name]}" for name in ("steps", "batch_size", "learning_rate", "precision"))
-        facts |= {"command": f"`{command}`", "seed": identity["seed"]}
-    facts |= {name: f"{value:.6g}" for name, value in read_log(run / stage / "log.jsonl")[-1].items()}
-    rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
-    return f"# {stage}\n\nTrained from scratch on the captioned world of `minunclip/data`; it knows nothing else.\n\n| | |\n|---|---|\n{rows}"
-
-
-def pack(run: Path, weights: Path) -> None:
-    """A training run's folder to a folder that ships: float16 weights, the tokenizer, and a card a stage with its figures.
-
-    Everything is read and checked before the first file is written. A trained checker, if the run has one, goes along.
-    """
-    stages = [stage for stage in STAGES if stage not in OPTIONAL or (run / stage).is_dir()]
-    models: dict[str, Any] = {stage: load_model(stage, run / stage) for stage in stages}
-    tokenizer = _only_tokenizer(run)
-    _require_fit(run, models, tokenizer)
-    preset = next((name for name, preset in PRESETS.items() if preset.clip == models["clip"].config), "own")
-    cards = {stage: _card(run, stage, preset) for stage in stages if (run / stage / "log.jsonl").exists()}
-    UnCLIP(models, tokenizer).save_pretrained(weights)
-    for stage, card in cards.items():
-        write_atomically(weights / stage / "card.md", partial(Path.write_text, data=card, encoding="utf-8"))

@@ -17,7 +17,6 @@ from minunclip.data.render import render
 from minunclip.data.scenes import Scene, sample_scenes
 from minunclip.data.world import HELD_OUT_SEED, to_tensor, to_uint8
 from minunclip.evaluation import accuracy, frechet_distance, held_out_captions, precision_recall, retrieval
-from minunclip.models.upsampler import resize
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP
 
 BATCH = 50  # pictures that are drawn at once
@@ -25,16 +24,9 @@ FIDELITY = ("fid", "fid_floor", "precision", "recall")
 PAIRS = 500  # among which CLIP must find the right one
 
 
-@torch.inference_mode()
-def embed_pictures(model: UnCLIP, pictures: np.ndarray) -> Tensor:
-    """z_i (N, d) of uint8 pictures (N, S, S, 3) of any size, brought to CLIP's own first."""
-    clip = model.models["clip"]
-    return clip.encode_image(resize(to_tensor(pictures).to(model.device), (clip.config.image_size,) * 2)).cpu()
-
-
 def embed_scenes(model: UnCLIP, scenes: Sequence[Scene], size: int) -> Tensor:
     """z_i (N, d) of scenes drawn at `size`."""
-    return torch.cat([embed_pictures(model, render(list(scenes[i : i + BATCH]), size)) for i in range(0, len(scenes), BATCH)])
+    return torch.cat([model.embed(to_tensor(render(list(scenes[i : i + BATCH]), size))).cpu() for i in range(0, len(scenes), BATCH)])
 
 
 def clip_figures(model: UnCLIP, count: int = PAIRS, seed: int = HELD_OUT_SEED + 1) -> dict[str, dict[str, float]]:
@@ -83,7 +75,7 @@ class Judged:
         """uint8 (B, S, S, 3) and one caption each."""
         seen = self.model.models["checker"].read(to_tensor(pictures))
         self.reports += [compare(parse(text), scene) for text, scene in zip(captions, seen)]
-        self.z_i.append(embed_pictures(self.model, pictures))
+        self.z_i.append(self.model.embed(to_tensor(pictures)).cpu())
         self.z_t.append(self.model.read(captions).z_t.cpu())
 
     def figures(self, real: tuple[Tensor, Tensor] | None) -> dict[str, Any]:

@@ -6,6 +6,8 @@ CLIP first; then, on its frozen embeddings, the two priors and the decoder; the 
 
 import hashlib
 import json
+import platform
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -28,7 +30,7 @@ from minunclip.models.clip import CLIP, contrastive_loss, same_captions
 from minunclip.models.decoder import Decoder, decoder_loss, sample_decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale, prior_loss, sample_prior
 from minunclip.models.upsampler import Upsampler, degrade, resize, sample_upsampler, training_pair, upsampler_loss
-from minunclip.training import Batch, TrainingError, fit
+from minunclip.training import Batch, TrainingError, fit, write_atomically
 
 GRID = 16  # pictures in a sample grid
 CHECKER_SCENES = 20_000
@@ -323,6 +325,17 @@ def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tup
     return settings, model, batch, loss, looks
 
 
+def commit() -> str:
+    """The commit that this code is of, with a plus if files have changed since; "unknown" out of a repository."""
+    here = Path(__file__).parent
+    try:
+        name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "."], cwd=here, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name + ("+" if changed else "")
+
+
 def train(
     stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, init: Path | None = None, stop_after: int | None = None
 ) -> nn.Module:
@@ -332,6 +345,10 @@ def train(
         load_weights(model, init / "model.safetensors")
     config = json.loads(json.dumps(asdict(model.config)))  # type: ignore[call-overload]
     folder = run.folder / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (resume and (folder / "training.pt").exists()):
+        facts = {"commit": commit(), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.device}, torch {torch.__version__}"}
+        write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))
     return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, stop_after=stop_after, **looks)
 
 

@@ -192,8 +192,9 @@ def fit(
             bar.update()
             if due:
                 save(step)
-            if sample is not None and (step % settings.sample_every == 0 or step == settings.steps):
-                _save_picture(folder / f"samples-{step:06d}.png", sample(average))
+            if step % settings.sample_every == 0 or step == settings.steps:
+                if sample is not None:
+                    _save_picture(folder / f"samples-{step:06d}.png", sample(average))
                 plot_log(log, folder / "loss.png", name)
             if stopping or step == stop_after:
                 if stopping:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minunclip.config import STAGES, TINY
-from minunclip.pipeline import pack
+from minunclip.packing import pack
 from minunclip.stages import Run, train
 
 

@@ -171,7 +171,8 @@ def test_packing_halves_the_weights_and_writes_cards(tiny_run: Path, tiny_weight
         whole, half = (load_file(folder / stage / "model.safetensors") for folder in (tiny_run, tiny_weights))
         assert all(half[key].float().allclose(value.float(), rtol=1e-3, atol=1e-6) for key, value in whole.items())
         card = (tiny_weights / stage / "card.md").read_text()
-        assert f"minunclip train {stage} --preset tiny --seed 0 --steps 12" in card and "| seconds |" in card and "| validation_loss |" in card
+        assert f"minunclip train {stage} --preset tiny --seed 0 --steps 12" in card and "| seconds |" in card and "| commit |" in card
+        assert ("| validation loss |" in card or "| shape error |" in card) and "![loss" in card and (tiny_weights / stage / "loss.png").exists()
     assert UnCLIP.from_pretrained(tiny_weights).models.keys() == set(STAGES)
 
 

@@ -127,20 +127,25 @@ def decoder_loss(
 
 
 @torch.no_grad()
-def decoder_denoiser(model: Decoder, schedule: Schedule, image_embedding: Tensor, tokens: Tensor, mask: Tensor, guidance: float = 1.0) -> Denoiser:
+def decoder_denoiser(
+    model: Decoder, schedule: Schedule, image_embedding: Tensor, tokens: Tensor | None, mask: Tensor | None, guidance: float = 1.0
+) -> Denoiser:
     """The decoder with its condition fixed, for any sampler and for DDIM inversion. The condition is encoded here, once.
 
-    With guidance each step runs the images twice in one batch: told everything, and told nothing. Guidance 1 skips the second half.
+    Without tokens and mask the decoder is told of no caption. With guidance each step runs the images twice in one batch: told everything, and
+    told nothing. Guidance 1 skips the second half.
     """
-    config = model.config.diffusion
-    batch = len(image_embedding)
+    config, batch, device = model.config.diffusion, len(image_embedding), image_embedding.device
+    silent = tokens is None or mask is None
+    if tokens is None or mask is None:  # a placeholder, which drop_caption hides
+        tokens, mask = torch.zeros((batch, 1), dtype=torch.int64, device=device), torch.ones((batch, 1), dtype=torch.bool, device=device)
     if guidance == 1:
-        told = model.encode_condition(image_embedding, tokens, mask)
+        told = model.encode_condition(image_embedding, tokens, mask, drop_caption=torch.full((batch,), silent, device=device))
         return make_denoiser(lambda x_t, t: model.denoise(x_t, t, told), schedule, config.objective, config.learned_variance)
 
-    dropped = torch.arange(2 * batch, device=image_embedding.device) >= batch
+    dropped = torch.arange(2 * batch, device=device) >= batch
     twice = [torch.cat([x, x]) for x in (image_embedding, tokens, mask)]
-    both = model.encode_condition(twice[0], twice[1], twice[2], drop_embedding=dropped, drop_caption=dropped)
+    both = model.encode_condition(twice[0], twice[1], twice[2], drop_embedding=dropped, drop_caption=dropped | silent)
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         conditional, unconditional = model.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both).float().chunk(2)
@@ -154,8 +159,8 @@ def sample_decoder(
     model: Decoder,
     schedule: Schedule,
     image_embedding: Tensor,
-    tokens: Tensor,
-    mask: Tensor,
+    tokens: Tensor | None,
+    mask: Tensor | None,
     seeds: Sequence[int],
     steps: int | None = None,
     guidance: float = 1.0,
@@ -164,7 +169,7 @@ def sample_decoder(
     x_T: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Images (B, 3, S, S) in [-1, 1] for scaled image embeddings (B, d) and captions (B, L); the model should be in eval mode.
+    """Images (B, 3, S, S) in [-1, 1] for scaled image embeddings (B, d) and captions (B, L), or none; the model should be in eval mode.
 
     seeds: one an image; it alone decides the image's noise. Steps and sampler are the config's unless given. x_T (B, 3, S, S): where to start
     in place of noise, and eta the randomness of "ddim" (section 3: inversion and variations). ValueError where the seeds do not fit.

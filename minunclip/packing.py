@@ -1,0 +1,74 @@
+"""From the folder of a training run to a folder of weights that ships: half precision, and a card a model that says where it comes from."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minunclip.config import PRESETS, STAGES
+from minunclip.data.tokenizer import Tokenizer
+from minunclip.loading import load_model
+from minunclip.pipeline import OPTIONAL, UnCLIP, require_fit
+from minunclip.training import read_log, write_atomically
+
+WHAT = {
+    "clip": "CLIP: an image and a text encoder that agree. It judges pictures and captions of this world alone.",
+    "prior": "The diffusion prior: from a caption to a CLIP image embedding.",
+    "ar-prior": "The autoregressive prior: from a caption to a CLIP image embedding, one principal component after another.",
+    "decoder": "The decoder: from a CLIP image embedding and a caption to a small picture.",
+    "upsampler1": "The first upsampler, four times the side.",
+    "upsampler2": "The second upsampler, four times the side.",
+    "checker": "The checker: reads a picture back into a scene. No part of unCLIP; it never saw a generated picture.",
+}
+LIMITS = (
+    "It knows the captioned world and nothing else: 8 shapes, 10 colours, 4 textures, 6 backgrounds, up to three things. Other words are noise to "
+    "it. `minunclip evaluate` says how often it is right, on combinations that it has never seen; the figures stand in README.md."
+)
+
+
+def _only_tokenizer(run: Path) -> Tokenizer:
+    paths = sorted((run / "data").glob("world-*/tokenizer.json"))
+    if not paths:
+        raise ValueError(f"{run / 'data'} has no tokenizer: is {run} the folder of a training run?")
+    if len({path.read_bytes() for path in paths}) > 1:
+        raise ValueError(f"{run / 'data'} has worlds with different tokenizers: keep only the one that this run was trained on")
+    return Tokenizer.load(paths[0])
+
+
+def _card(run: Path, stage: str, preset: str) -> str:
+    """What a model was trained with and where it ended, for people."""
+    facts: dict[str, object] = {"preset": preset}
+    if (run / stage / "training.pt").exists():
+        identity = json.loads(torch.load(run / stage / "training.pt", map_location="cpu", weights_only=True)["identity"])
+        training = identity["training"]
+        command = f"minunclip train {stage} --preset {preset} --seed {identity['seed']}"
+        command += "".join(f" --{name} {training[name]}" for name in ("steps", "batch_size", "learning_rate", "precision"))
+        facts |= {"command": f"`{command}`", "seed": identity["seed"]}
+    if (run / stage / "provenance.json").exists():
+        facts |= json.loads((run / stage / "provenance.json").read_text())
+    facts |= {name.replace("_", " "): f"{value:.6g}" for name, value in read_log(run / stage / "log.jsonl")[-1].items()}
+    rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
+    curve = "\n![loss against step, training and validation, on a logarithmic axis](loss.png)\n" if (run / stage / "loss.png").exists() else ""
+    data = "Data: scenes of the captioned world, drawn by `minunclip/data`; no picture from elsewhere. Licence: MIT, as the code."
+    return f"# {stage}\n\n{WHAT[stage]}\n\n{data}\n\n{LIMITS}\n\n| | |\n|---|---|\n{rows}{curve}"
+
+
+def pack(run: Path, weights: Path) -> None:
+    """A training run's folder to one that ships: float16 weights, the tokenizer, and a card a stage with its figures and its loss curve.
+
+    Everything is read and checked before the first file is written. Stages of OPTIONAL that the run lacks are left out.
+    """
+    stages = [stage for stage in STAGES if stage not in OPTIONAL or (run / stage).is_dir()]
+    models: dict[str, Any] = {stage: load_model(stage, run / stage) for stage in stages}
+    tokenizer = _only_tokenizer(run)
+    require_fit(run, models, tokenizer)
+    preset = next((name for name, preset in PRESETS.items() if preset.clip == models["clip"].config), "own")
+    cards = {stage: _card(run, stage, preset) for stage in stages if (run / stage / "log.jsonl").exists()}
+    UnCLIP(models, tokenizer).save_pretrained(weights)
+    for stage, card in cards.items():
+        write_atomically(weights / stage / "card.md", partial(Path.write_text, data=card, encoding="utf-8"))
+        if (run / stage / "loss.png").exists():
+            shutil.copyfile(run / stage / "loss.png", weights / stage / "loss.png")
