@@ -1,12 +1,19 @@
-"""Pictures about pictures: how one was made, stage by stage."""
+"""Pictures about pictures: how one was made, stage by stage; and figures of the notebooks, each with words for who cannot see it."""
 
+import base64
+import html
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minunclip.training import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FRAMES = 6  # of the base image as it forms
 
@@ -44,3 +51,35 @@ def stages_figure(path: Path, caption: str, candidates: Sequence[float], frames:
         axes.set_title(label, fontsize=9)
         axes.axis("off")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160))
+
+
+def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 8) -> "Figure":
+    """uint8 pictures (H, W, 3), each under its title, in rows."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width = min(2.2, 13 / columns)
+    figure = Figure(figsize=(columns * width, rows * (width + (0.3 if titles else 0))), layout="constrained")
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if i < len(pictures):
+            axes.imshow(pictures[i], interpolation="nearest" if len(pictures[i]) < 128 else "auto")
+            if titles:
+                axes.set_title("\n".join(textwrap.wrap(titles[i].replace("$", r"\$"), int(14 * width)) or [""]), fontsize=8)
+    return figure
+
+
+def show(content: "Figure | Sequence[np.ndarray]", titles: Sequence[str] = (), *, columns: int = 8, alt: str) -> None:
+    """Shows a figure, or a grid of pictures, in a notebook, with `alt`: what a reader would miss who cannot see it. ValueError without."""
+    from IPython.display import HTML, display
+    from matplotlib.figure import Figure
+    from matplotlib.pyplot import close
+
+    if not alt.strip():
+        raise ValueError("a figure needs alt text: say in a sentence what it shows")
+    figure = content if isinstance(content, Figure) else picture_grid(content, titles, columns)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, facecolor="white")
+    close(figure)  # else the notebook shows it a second time, without words
+    display(HTML(f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'))

@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+
+from minunclip.course import CHECKS, check
+
+
+def stub(*_):
+    raise NotImplementedError
+
+
+def pick(z_t, candidates):
+    return candidates[torch.arange(len(z_t)), torch.einsum("bd,bcd->bc", z_t, candidates).argmax(dim=1)]
+
+
+SOLUTIONS = {
+    "slowest_stage": lambda seconds: max(seconds, key=seconds.get),
+    "best_candidate": pick,
+    "margin": lambda right, count: 1.96 * math.sqrt(right / count * (1 - right / count) / count),
+}
+MUTANTS = {  # plausible wrong answers, and what the student is told
+    "slowest_stage": [(lambda seconds: max(seconds.values()), "the key"), (lambda seconds: max(seconds), "slowest"), (lambda _: "decoder", "slowest")],
+    "best_candidate": [
+        (lambda z_t, candidates: candidates[:, 0], "its own best"),
+        (lambda z_t, candidates: pick(-z_t, candidates), "largest"),
+        (lambda z_t, candidates: torch.einsum("bd,bcd->bc", z_t, candidates).argmax(dim=1), "one embedding"),
+    ],
+    "margin": [
+        (lambda right, count: 1.96 * math.sqrt(right / count * (1 - right / count)), "margin"),
+        (lambda right, count: math.sqrt(right / count * (1 - right / count) / count), "1.96"),
+        (lambda right, count: 1.96 / math.sqrt(count), "p \\(1 - p\\)"),
+    ],
+}
+
+
+def test_every_exercise_has_a_solution_and_mutants():
+    assert set(CHECKS) == set(SOLUTIONS) == set(MUTANTS) and all(len(mutants) >= 2 for mutants in MUTANTS.values())
+
+
+@pytest.mark.parametrize("exercise", CHECKS)
+def test_a_check_passes_the_solution_and_is_soft_on_the_stub(exercise, capsys):
+    assert check(exercise, SOLUTIONS[exercise]) and "right" in capsys.readouterr().out
+    assert not check(exercise, stub) and "not attempted yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("exercise", "mutant", "said"), [(name, *pair) for name, pairs in MUTANTS.items() for pair in pairs])
+def test_a_check_explains_what_is_wrong(exercise, mutant, said):
+    with pytest.raises(AssertionError, match=said):
+        check(exercise, mutant)
+
+
+def test_an_unknown_exercise_is_named():
+    with pytest.raises(ValueError, match="best_candidate"):
+        check("nothing", stub)

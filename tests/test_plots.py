@@ -1,0 +1,42 @@
+import base64
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from minunclip.plots import picture_grid, show
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook would get to see."""
+    found = []
+    monkeypatch.setattr("IPython.display.display", lambda output: found.append(output.data))
+    return found
+
+
+def test_a_figure_is_shown_once_with_its_words(shown):
+    figure, axes = plt.subplots(figsize=(3, 2))
+    axes.plot([0, 1])
+    show(figure, alt='a "line" that rises')
+    (markup,) = shown
+    assert 'alt="a &quot;line&quot; that rises"' in markup and not plt.fignum_exists(figure.number)
+    data = base64.b64decode(markup.split("base64,")[1].split('"')[0])
+    assert Image.open(io.BytesIO(data)).size == (270, 180)
+
+
+def test_pictures_stand_in_rows_under_their_titles(shown):
+    pictures = [np.full((4, 4, 3), 20 * i, np.uint8) for i in range(5)]
+    figure = picture_grid(pictures, [f"picture ${i}" for i in range(5)], columns=3)
+    assert len(figure.axes) == 6 and [len(axes.images) for axes in figure.axes] == [1, 1, 1, 1, 1, 0]
+    assert figure.axes[4].get_title().endswith("4") and (figure.axes[4].images[0].get_array() == 80).all()
+    show(pictures, alt="five greys")
+    assert len(shown) == 1
+
+
+def test_a_figure_without_words_is_refused(shown):
+    with pytest.raises(ValueError, match="alt text"):
+        show([np.zeros((2, 2, 3), np.uint8)], alt=" ")
+    assert not shown
