@@ -24,7 +24,7 @@ from minunclip.cli import WEIGHTS, pick_device
 from minunclip.config import PRESETS, STAGES
 from minunclip.pipeline import UnCLIP
 from minunclip.stages import Run, prepare
-from minunclip.training import autocast, make_optimizer, update_ema
+from minunclip.training import autocast, make_optimizers, update_ema
 
 CAPTION = "a red circle above a blue square"
 
@@ -53,9 +53,9 @@ def ceiling(device: torch.device, precision: str) -> float:
 
 
 def training_step(stage: str, run: Run, repeats: int) -> dict[str, float]:
-    """One whole step: batch, forward, backward, clipping, AdamW, moving average."""
+    """One whole step: batch, forward, backward, clipping, optimiser, moving average."""
     settings, model, batch, loss, _ = prepare(stage, run)
-    average, optimizer = prepare(stage, run)[1].requires_grad_(False), make_optimizer(model, settings)
+    average, optimizers = prepare(stage, run)[1].requires_grad_(False), make_optimizers(model, settings)
     model.train()
     step = iter(range(10**9))
 
@@ -66,8 +66,9 @@ def training_step(stage: str, run: Run, repeats: int) -> dict[str, float]:
                 value = loss(model, {key: tensor.chunk(settings.accumulation)[part] for key, tensor in data.items()})
             value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         update_ema(average, model, 10**6, settings.ema_decay)
 
     with FlopCounterMode(display=False) as counter:

@@ -118,13 +118,14 @@ class CheckerConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of one training run; AdamW with warm-up and cosine decay, as everywhere in this package."""
+    """Settings of one training run, with warm-up and cosine decay, as everywhere in this package."""
 
     steps: int
     batch_size: int  # examples that the optimiser sees a step (accumulation included)
     learning_rate: float
     warmup: int = 100
     final_learning_rate: float = 0.02  # as a share of the peak, at the end of the cosine
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices and kernels; all else, and the paper, AdamW
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.99

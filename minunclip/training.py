@@ -1,6 +1,6 @@
 """One training loop for every stage: it knows no model, only a batch, a loss and what to save.
 
-AdamW with linear warm-up and cosine decay, gradient clipping and accumulation, an exponential moving average of the weights, bf16 or fp16
+AdamW or Muon with linear warm-up and cosine decay, gradient clipping and accumulation, an exponential moving average of the weights, bf16 or fp16
 autocast, a JSONL log, a loss curve, samples from fixed noise, and checkpoints from which a run goes on bit for bit as if it had never
 stopped (on the CPU): every step seeds torch with its own number, and every batch is a function of the step.
 """
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minunclip.config import TrainingConfig
+from minunclip.muon import Muon
 
 Batch = dict[str, Tensor]
 LOG_EVERY = 10
@@ -43,12 +44,25 @@ def learning_rate_at(step: int, settings: TrainingConfig) -> float:
     return settings.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def make_optimizer(model: nn.Module, settings: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; only matrices and kernels decay, never biases, norms or single vectors."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+def make_optimizers(model: nn.Module, settings: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """AdamW; only matrices and kernels decay, never biases, norms or single vectors. With "muon" it shares them out.
+
+    Muon takes the matrices of linear layers and the kernels of convolutions, but for a U-Net's first and last. Embeddings and positions are
+    rows of a table and no maps: they stay with AdamW.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    maps = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    ends = ("conv_in.weight", "conv_out.weight")
+    hidden = [p for name, p in trained.items() if settings.optimizer == "muon" and name in maps and not name.endswith(ends)]
+    taken = {id(parameter) for parameter in hidden}
+    matrices = [p for p in trained.values() if p.ndim >= 2 and id(p) not in taken]
+    vectors = [p for p in trained.values() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True)
+    betas = (settings.beta1, settings.beta2)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon, fused=True)]
+    if hidden:
+        optimizers.append(Muon(hidden, settings.learning_rate, settings.weight_decay))
+    return optimizers
 
 
 @torch.no_grad()
@@ -117,7 +131,7 @@ def fit(
     device = next(model.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
     average = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = make_optimizer(model, settings)
+    optimizers = make_optimizers(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     identity = json.dumps({"training": asdict(settings), "model": model_config, "seed": seed}, sort_keys=True)
     checkpoint, log = folder / "training.pt", folder / "log.jsonl"
@@ -131,14 +145,15 @@ def fit(
             raise TrainingError(f"{folder} holds a {name} run with other settings: give another --out, or --resume never to start anew")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(kept)
         scaler.load_state_dict(state["scaler"])
         first, seconds = state["step"], state["seconds"]
     _cut_log(log, first)
 
     def save(step: int) -> None:
         state = {"step": step, "seconds": seconds, "identity": identity, "model": model.state_dict(), "average": average.state_dict()}
-        state |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        state |= {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "scaler": scaler.state_dict()}
         write_atomically(checkpoint, lambda path: torch.save(state, path))
         save_model(folder, average, model_config)
 
@@ -150,7 +165,7 @@ def fit(
     try:
         while step < settings.steps:
             torch.manual_seed((seed * 1_000_003 + step) % 2**63)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = learning_rate_at(step, settings)
             before = time.perf_counter()
             data = {key: value.to(device, non_blocking=True) for key, value in batch(step).items()}
@@ -162,11 +177,13 @@ def fit(
                     part = loss(model, {key: value.chunk(settings.accumulation)[k] for key, value in data.items()}) / settings.accumulation
                 scaler.scale(part).backward()
                 total += part.detach()
-            scaler.unscale_(optimizer)
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-            scaler.step(optimizer)
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+                optimizer.zero_grad(set_to_none=True)
             scaler.update()
-            optimizer.zero_grad(set_to_none=True)
             update_ema(average, model, step, settings.ema_decay)
             pending.append(total)
             step += 1

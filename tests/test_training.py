@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minunclip import training
 from minunclip.config import TrainingConfig
-from minunclip.training import TrainingError, fit, learning_rate_at, make_optimizer, read_log, update_ema
+from minunclip.training import TrainingError, fit, learning_rate_at, make_optimizers, read_log, update_ema
 
 SETTINGS = TrainingConfig(steps=40, batch_size=8, learning_rate=0.05, warmup=4, weight_decay=0.0, precision="fp32", checkpoint_every=10)
 TOY = """
@@ -50,7 +50,7 @@ def run(folder: Path, settings: TrainingConfig = SETTINGS, pause: float = 0.0, *
 def state(folder: Path) -> dict:
     """All that a later step depends on."""
     kept = torch.load(folder / "training.pt", weights_only=True)
-    moments = {f"{i}.{k}": v for i, s in kept["optimizer"]["state"].items() for k, v in s.items()}
+    moments = {f"{n}.{i}.{k}": v for n, o in enumerate(kept["optimizers"]) for i, s in o["state"].items() for k, v in s.items()}
     return {"step": torch.tensor(kept["step"]), **kept["model"], **{f"average.{k}": v for k, v in kept["average"].items()}, **moments}
 
 
@@ -91,10 +91,33 @@ def test_the_moving_average_has_its_closed_form() -> None:
 def test_only_matrices_decay() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 2), nn.Embedding(5, 2))
     model[3].requires_grad_(False)
-    decaying, others = make_optimizer(model, dataclasses.replace(SETTINGS, weight_decay=0.1)).param_groups
+    decaying, others = make_optimizers(model, dataclasses.replace(SETTINGS, weight_decay=0.1))[0].param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert {id(p) for p in decaying["params"]} == {id(model[0].weight), id(model[2].weight)}
     assert {id(p) for p in others["params"]} == {id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[2].bias)}
+
+
+def test_muon_takes_maps_and_leaves_tables_ends_and_vectors_to_adamw() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv_in, self.middle, self.linear, self.conv_out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 2), nn.Conv2d(4, 3, 3)
+            self.table, self.positions = nn.Embedding(5, 2), nn.Parameter(torch.zeros(2, 3))
+
+    net = Net()
+    adamw, muon = make_optimizers(net, dataclasses.replace(SETTINGS, optimizer="muon"))
+    assert {id(p) for p in muon.param_groups[0]["params"]} == {id(net.middle.weight), id(net.linear.weight)}
+    shared = [p for optimizer in (adamw, muon) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, shared)) == sorted(map(id, net.parameters()))
+    assert [optimizer.__class__.__name__ for optimizer in make_optimizers(net, SETTINGS)] == ["AdamW"]
+
+
+def test_a_stopped_run_with_muon_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, optimizer="muon")
+    run(tmp_path / "whole", settings)
+    run(tmp_path / "halves", settings, stop_after=17)
+    run(tmp_path / "halves", settings)
+    assert_same(tmp_path / "whole", tmp_path / "halves")
 
 
 def test_it_learns_a_plane(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""Every notebook as it is committed: executed in order, no error, no path of a machine, words for every image, small."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").rglob("[0-9]*.ipynb"))
+SIZE = 1_500_000  # bytes
+ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\\\")
+
+
+def outputs(notebook):
+    return [output for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+
+
+def text(value):
+    return value if isinstance(value, str) else "".join(value)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+def test_it_was_run_from_top_to_bottom_without_an_error(path):
+    notebook = json.loads(path.read_text())
+    counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not [output for output in outputs(notebook) if output["output_type"] == "error"]
+
+
+def test_it_is_small_and_names_no_place_of_a_machine(path):
+    content = path.read_text()
+    assert len(content.encode()) < SIZE
+    without_pictures = re.sub(r"base64,[A-Za-z0-9+/=]+", "", content)
+    assert not ABSOLUTE.search(without_pictures), ABSOLUTE.search(without_pictures)
+
+
+def test_every_image_has_words(path):
+    notebook = json.loads(path.read_text())
+    for output in outputs(notebook):
+        data = output.get("data", {})
+        assert not {"image/png", "image/jpeg", "image/svg+xml"} & data.keys(), "shown without alt text: use plots.show"
+        for tag in re.findall(r"<img[^>]*>", text(data.get("text/html", ""))):
+            assert re.search(r'alt="[^"]{10,}"', tag)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            for words in re.findall(r"!\[([^\]]*)\]\(", text(cell["source"])):
+                assert len(words) >= 10
+
+
+def test_it_says_what_it_needs_and_where_it_stands_in_the_paper(path):
+    if path.parent.name == "solutions":
+        return
+    first = text(json.loads(path.read_text())["cells"][0]["source"])
+    for part in ("You will", "You need", "Paper", "Runs in", "colab"):
+        assert part in first, part
+    whole = "".join(text(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+    assert whole.count("check(") >= 3 and "<details>" in whole and "What the paper did" in whole
