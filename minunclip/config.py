@@ -79,7 +79,6 @@ class UNetConfig:
     head_channels: int
     patch_size: int = 1  # pixels a side folded into channels; the paper: 1. On a CPU a wide net on a coarse grid learns faster
     dropout: float = 0.0
-    positions: bool = False  # a learned vector for each place of the grid; the paper: none, convolutions find out from their padding
 
 
 @dataclass(frozen=True)
@@ -208,8 +207,8 @@ CPU = Preset(
         vocabulary_size=512,
         context_length=32,
         text=TransformerConfig(128, 2, 4),
-        unet=UNetConfig(width=96, multipliers=(1, 2), blocks=2, attention_at=(8,), head_channels=32, patch_size=2),
-        diffusion=DiffusionConfig("cosine", "v", learned_variance=False, sampler="dpm", sampling_steps=25),
+        unet=UNetConfig(width=128, multipliers=(1, 1), blocks=2, attention_at=(8,), head_channels=32, patch_size=4),
+        diffusion=DiffusionConfig("cosine", "x0", learned_variance=False, sampler="dpm", sampling_steps=25),
     ),
     upsampler1=UpsamplerConfig(
         low_size=32,
@@ -230,10 +229,10 @@ CPU = Preset(
         "clip": TrainingConfig(steps=2000, batch_size=256, learning_rate=1e-3, beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=1500, batch_size=256, learning_rate=6e-4, weight_decay=0.06),
         "ar-prior": TrainingConfig(steps=1000, batch_size=128, learning_rate=6e-4, weight_decay=0.04),
-        "decoder": TrainingConfig(steps=4000, batch_size=64, learning_rate=8e-4),
+        "decoder": TrainingConfig(steps=9000, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1500),
         "upsampler1": TrainingConfig(steps=2000, batch_size=32, learning_rate=8e-4),
         "upsampler2": TrainingConfig(steps=1500, batch_size=16, learning_rate=8e-4),
-        "checker": TrainingConfig(steps=3000, batch_size=64, learning_rate=4e-3, warmup=600),
+        "checker": TrainingConfig(steps=6000, batch_size=64, learning_rate=4e-3, warmup=600),
     },
 )
 

@@ -150,7 +150,6 @@ class UNet(nn.Module):
         widths = [config.width * multiplier for multiplier in config.multipliers]
         channels = config.width
         self.conv_in = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1)
-        self.positions = nn.Parameter(torch.zeros(channels, grids[0] or 0, grids[0] or 0)) if config.positions else None
         skips = [channels]
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
@@ -184,8 +183,6 @@ class UNet(nn.Module):
         embedding = F.silu(embedding)
         h = rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch)
         h = self.conv_in(h.contiguous(memory_format=torch.channels_last))
-        if self.positions is not None:
-            h = h + self.positions
         skips = [h]
         for stage in self.down:
             h = stage(h, embedding, context, context_mask)
