@@ -1,5 +1,6 @@
 """The command line: `minunclip train | sample | demo | evaluate | data preview | info | pack`. Bad input ends with one line on stderr and exit code 2."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -294,9 +295,13 @@ def main(arguments: list[str] | None = None) -> int:
     values.pop("config", None)
     try:
         COMMANDS[name](**values)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped" + ("; the same command goes on from the last checkpoint" if name == "train" else ""), file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, TrainingError, OSError) as error:
         print(f"minunclip: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2

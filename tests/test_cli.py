@@ -1,6 +1,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +191,9 @@ def test_packing_asks_which_of_two_tokenizers_is_meant(tiny_run: Path, tmp_path:
     (run / "data" / "world-other").mkdir()
     Tokenizer([]).save(run / "data" / "world-other" / "tokenizer.json")
     assert "different tokenizers" in refused(["pack", str(run), str(tmp_path / "packed")], capsys)
+
+
+def test_a_reader_who_leaves_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m minunclip.cli data preview --count 500 --out {tmp_path / 'a.png'} | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("\n") == 1 and done.stderr == ""

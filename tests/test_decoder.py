@@ -150,6 +150,19 @@ def test_guidance_is_two_passes_in_one(config, inputs):
             torch.testing.assert_close(prediction.variance_fraction, (conditional[:, 3:] + 1) / 2, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_no_caption_is_a_dropped_caption(model, inputs, guidance):
+    """Whatever the placeholder says: only z_i is told, and with guidance the other half is told nothing."""
+    nothing, everything = torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)
+    x_t, t = inputs["x_t"], inputs["timestep"]
+    conditional = model(x_t, t, *told(inputs), nothing, everything)
+    unconditional = model(x_t, t, *told(inputs), everything, everything)
+    expected = unconditional + guidance * (conditional - unconditional)
+    silent = decoder_denoiser(model, SCHEDULE, inputs["image_embedding"], None, None, guidance)(x_t, t)
+    signal, noise = (values[t][:, None, None, None].float() for values in (SCHEDULE.signal, SCHEDULE.noise))
+    torch.testing.assert_close(silent.x_0, (signal * x_t - noise * expected).clamp(-1, 1), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("guidance, rows", [(1.0, 4), (2.0, 8)])
 def test_sampling_encodes_the_caption_once(model, inputs, guidance, rows):
     encoded, denoised = [], []
