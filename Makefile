@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test weights bench notebooks
+.PHONY: demo test weights evaluate bench notebooks
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -23,8 +23,12 @@ weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu
 	$(BIN)/minunclip pack runs/cpu data/weights
 
+evaluate: .venv/ready
+	mkdir -p results
+	$(BIN)/minunclip evaluate --json results/evaluation.json --samples results/samples.png
+
 bench: .venv/ready
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --json results/speed.json
 
 notebooks: .venv/ready
 	$(BIN)/jupyter lab notebooks

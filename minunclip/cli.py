@@ -22,15 +22,17 @@ from minunclip.data.checker import matches
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import to_tensor, to_uint8
+from minunclip.evaluation import held_out_captions
 from minunclip.loading import MODELS
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
-from minunclip.plots import stages_figure
+from minunclip.plots import picture_grid, stages_figure
 from minunclip.stages import Run, preset_named, tile
 from minunclip.stages import train as train_stage
 from minunclip.training import TrainingError, write_atomically
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
+SAMPLES = 64  # in the picture of an evaluation
 Device = Literal["auto", "cuda", "mps", "cpu"]
 
 
@@ -174,6 +176,7 @@ def read_captions(path: Path) -> list[str]:
 def evaluate(
     captions: str | None = None,
     json: str | None = None,
+    samples: str | None = None,
     count: int = 1000,
     seed: int = 0,
     size: int | None = None,
@@ -182,11 +185,15 @@ def evaluate(
     weights: str = str(WEIGHTS),
     device: Device = "auto",
 ) -> None:
-    """Measure CLIP, the priors and the pictures on `count` captions of the held-out split, or on a file with a caption a line."""
+    """Measure CLIP, the priors and the pictures on `count` captions of the held-out split, or on a file with a caption a line.
+
+    `samples`: a picture of the first 64 of them, none left out, each under its caption; the first has seed `seed`, the next the next.
+    """
     if count < 2:
         raise ValueError(f"count is {count}: judge at least 2 captions")
-    if json is not None and not Path(json).parent.is_dir():
-        raise ValueError(f"{Path(json).parent} is no folder: make it first, or choose another --json")
+    for name, path in (("json", json), ("samples", samples)):
+        if path is not None and not Path(path).parent.is_dir():
+            raise ValueError(f"{Path(path).parent} is no folder: make it first, or choose another --{name}")
     texts = None if captions is None else read_captions(Path(captions))
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     if texts is not None:
@@ -195,6 +202,11 @@ def evaluate(
     figures["weights"] = weights_id(Path(weights))
     if json is not None:
         write_atomically(Path(json), lambda path: path.write_text(dumps(figures, indent=1)))
+    if samples is not None:
+        shown = (texts or [text for _, text in held_out_captions(count)])[:SAMPLES]
+        drawn = list(model.generate(shown, prior, range(seed, seed + len(shown)), size, guidance).pictures.values())[-1]
+        grid = picture_grid(list(drawn), [f"{seed + i}: {text}" for i, text in enumerate(shown)])
+        write_atomically(Path(samples), lambda path: grid.savefig(path, format="png", dpi=90))
     print(report.as_text(figures))
 
 

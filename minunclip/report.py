@@ -20,6 +20,12 @@ from minunclip.evaluation import accuracy, frechet_distance, held_out_captions, 
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP
 
 BATCH = 50  # pictures that are drawn at once
+COSINES = {
+    "random_picture": "a random training picture",
+    "z_t": "$z_t$ itself",
+    "autoregressive": "the autoregressive prior's $z_i$",
+    "diffusion": "the diffusion prior's $z_i$",
+}
 FIDELITY = ("fid", "fid_floor", "precision", "recall")
 PAIRS = 500  # among which CLIP must find the right one
 
@@ -148,3 +154,27 @@ def as_text(figures: dict[str, Any]) -> str:
             f"  {attribute:<10} right {share:6.1%}  (the checker errs in {wrong.get(attribute, 0):.1%})" for attribute, share in found["accuracy"].items()
         ]
     return "\n".join(lines)
+
+
+def as_markdown(figures: dict[str, Any]) -> str:
+    """The figures as the tables of README.md."""
+    lines = [f"| CLIP: right one first of {PAIRS} held-out pairs | picture to caption | caption to picture |", "|---|---|---|"]
+    lines += [f"| {level} captions | {found['image_to_text']:.1%} | {found['text_to_image']:.1%} |" for level, found in figures["clip"].items()]
+    lines += ["", "| cosine to the true $z_i$ | " + " | ".join(["all", *LEVELS]) + " |", "|---|" + "---|" * (1 + len(LEVELS))]
+    for name, title in COSINES.items():
+        if name in figures["prior_cosine"]:
+            lines.append(f"| {title} | " + " | ".join(f"{figures['prior_cosine'][name][level]:.3f}" for level in ("all", *LEVELS)) + " |")
+    pictures = {name: found for name, found in figures["pictures"].items() if name != "128"}
+    smallest = next(iter(pictures))
+    titles = [f"without a prior, {smallest}" if name == "without_prior" else f"{name} × {name}" for name in pictures]
+    lines += ["", f"| {figures['captions']:,} held-out captions | " + " | ".join(titles) + f" | checker's own error, {smallest} |"]
+    lines.append("|---|" + "---|" * (1 + len(pictures)))
+    for attribute in pictures[smallest]["accuracy"]:
+        shares = " | ".join(f"{found['accuracy'][attribute]:.1%}" for found in pictures.values())
+        title = "all but words at once" if attribute == "all_right" else attribute
+        lines.append(f"| {title} right | {shares} | {pictures[smallest]['checker_error'].get(attribute, 0):.1%} |")
+    for key, title in (("fid", "Fréchet distance in CLIP's space"), ("fid_floor", "its floor: two sets of drawn scenes")):
+        lines.append(f"| {title} | " + " | ".join(f"{found[key]:.4f}" for found in pictures.values()) + " | |")
+    for key in ("precision", "recall"):
+        lines.append(f"| {key} | " + " | ".join(f"{found[key]:.1%}" for found in pictures.values()) + " | |")
+    return "\n".join(lines) + "\n"

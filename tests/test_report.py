@@ -1,14 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from minunclip import report
-from minunclip.cli import main
+from minunclip.cli import WEIGHTS, main
 from minunclip.data.captions import LEVELS
 from minunclip.data.render import render
 from minunclip.evaluation import held_out_captions
-from minunclip.pipeline import UnCLIP
+from minunclip.pipeline import UnCLIP, weights_id
 
 
 class Knows:
@@ -65,7 +67,9 @@ def test_retrieval_by_chance_is_poor_and_by_a_clip_that_knows_is_perfect(model, 
 
 def test_evaluate_writes_what_it_prints(tiny_weights, tmp_path, capsys):
     path = tmp_path / "figures.json"
-    assert main(["evaluate", "--count", "6", "--json", str(path), "--weights", str(tiny_weights)]) == 0
+    picture = tmp_path / "samples.png"
+    assert main(["evaluate", "--count", "6", "--json", str(path), "--samples", str(picture), "--weights", str(tiny_weights)]) == 0
+    assert Image.open(picture).width > 500
     figures, text = json.loads(path.read_text()), capsys.readouterr().out
     assert set(figures["pictures"]) == {"16", "32", "64", "without_prior"} and set(figures["clip"]) == {"full", "terse"}
     assert {"z_t", "diffusion", "autoregressive", "random_picture", "same_caption"} < set(figures["prior_cosine"])
@@ -73,6 +77,8 @@ def test_evaluate_writes_what_it_prints(tiny_weights, tmp_path, capsys):
         assert all(0 <= share <= 1 for share in found["accuracy"].values()) and found["fid_floor"] >= 0
         assert found["accuracy"].keys() <= found["checker_error"].keys()
         assert f"CLIP score {found['clip_score']:.3f}, fid {found['fid']:.4f}" in text
+    table = report.as_markdown(figures)
+    assert f"| colour right | {figures['pictures']['16']['accuracy']['colour']:.1%} | " in table and "the diffusion prior" in table
     for found in figures["clip"].values():
         assert f"image to text {found['image_to_text']:.1%}" in text
 
@@ -111,3 +117,10 @@ def test_weights_without_a_checker_cannot_be_evaluated(model):
     del model.models["checker"]
     with pytest.raises(ValueError, match="checker"):
         report.evaluate(model, ["a star"])
+
+
+def test_the_readme_shows_the_figures_of_the_last_evaluation():
+    home = Path(__file__).parents[1]
+    figures = json.loads((home / "results" / "evaluation.json").read_text())
+    assert report.as_markdown(figures) in (home / "README.md").read_text()
+    assert figures["weights"] == weights_id(WEIGHTS), "the weights have changed since: run `make evaluate`"
