@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from minunclip.data.captions import describes
+from minunclip.data.scenes import sample_scenes
+
 
 def check(exercise: str, attempt: Callable[..., Any]) -> bool:
     """Whether the exercise is solved. ValueError for an exercise that there is not; AssertionError explains a wrong answer."""
@@ -52,4 +55,36 @@ def margin(attempt: Callable[..., Any]) -> None:
         assert abs(got - expected) < 1e-3, f"{off}: 1.96 times the square root of p (1 - p) / n"
 
 
-CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {"slowest_stage": slowest_stage, "best_candidate": best_candidate, "margin": margin}
+# ---- 01 a world with captions, and byte-pair encoding ----
+
+
+def most_frequent_pair(attempt: Callable[..., Any]) -> None:
+    cases: list[tuple[dict[tuple[int, ...], int], tuple[int, int]]] = [
+        ({(2, 3, 2, 3): 5, (3, 2): 4}, (2, 3)),
+        ({(5, 5, 5): 2, (4, 6): 3}, (5, 5)),
+        ({(9, 8): 1, (7, 8): 1}, (7, 8)),
+    ]
+    for words, right in cases:
+        got = attempt(dict(words))
+        advice = "count each pair as often as its word, and of equals take the lowest"
+        assert tuple(got) == right, f"in {words} the most frequent pair is {right}, not {got}: {advice}"
+
+
+def share_allowed(attempt: Callable[..., Any]) -> None:
+    scenes = sample_scenes(200, seed=21)
+    for words in ("a shape", "a red circle", "two shapes", "a striped shape"):
+        right, got = sum(describes(words, scene) for scene in scenes) / len(scenes), attempt(words, scenes)
+        assert abs(got - right) < 1e-9, f"{words!r} is true of {right:.1%} of these scenes, not of {got}: divide by the number of scenes"
+
+
+def pad(attempt: Callable[..., Any]) -> None:
+    rows = [[5, 6, 7], [8], [9, 3]]
+    ids, mask = attempt(rows)
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0], [9, 3, 0]], f"ids must be the rows, filled up with 0 to the longest, not {ids.tolist()}"
+    assert mask.dtype == torch.bool, "mask must be of booleans: True for real tokens"
+    assert mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]], "mask must be True on real tokens, and nowhere else"
+
+
+CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
+    function.__name__: function for function in (slowest_stage, best_candidate, margin, most_frequent_pair, share_allowed, pad)
+}

@@ -1,9 +1,11 @@
 import math
+from collections import Counter
 
 import pytest
 import torch
 
 from minunclip.course import CHECKS, check
+from minunclip.data.captions import describes
 
 
 def stub(*_):
@@ -14,10 +16,27 @@ def pick(z_t, candidates):
     return candidates[torch.arange(len(z_t)), torch.einsum("bd,bcd->bc", z_t, candidates).argmax(dim=1)]
 
 
+def pairs_of(words, weight=lambda count: count):
+    pairs = Counter()
+    for word, count in words.items():
+        for pair in zip(word, word[1:]):
+            pairs[pair] += weight(count)
+    return pairs
+
+
+def padded(rows, fill=0):
+    longest = max(map(len, rows))
+    mask = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows]), mask
+
+
 SOLUTIONS = {
     "slowest_stage": lambda seconds: max(seconds, key=seconds.get),
     "best_candidate": pick,
     "margin": lambda right, count: 1.96 * math.sqrt(right / count * (1 - right / count) / count),
+    "most_frequent_pair": lambda words: min(pairs := pairs_of(words), key=lambda pair: (-pairs[pair], pair)),
+    "share_allowed": lambda words, scenes: sum(describes(words, scene) for scene in scenes) / len(scenes),
+    "pad": padded,
 }
 MUTANTS = {  # plausible wrong answers, and what the student is told
     "slowest_stage": [(lambda seconds: max(seconds.values()), "the key"), (lambda seconds: max(seconds), "slowest"), (lambda _: "decoder", "slowest")],
@@ -30,6 +49,20 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda right, count: 1.96 * math.sqrt(right / count * (1 - right / count)), "margin"),
         (lambda right, count: math.sqrt(right / count * (1 - right / count) / count), "1.96"),
         (lambda right, count: 1.96 / math.sqrt(count), "p \\(1 - p\\)"),
+    ],
+    "most_frequent_pair": [
+        (lambda words: pairs_of(words, lambda count: 1).most_common(1)[0][0], "as often as its word"),
+        (lambda words: min(pairs := pairs_of(words), key=lambda pair: (pairs[pair], pair)), "most frequent"),
+        (lambda words: max(pairs := pairs_of(words), key=lambda pair: (pairs[pair], pair)), "lowest"),
+    ],
+    "share_allowed": [
+        (lambda words, scenes: sum(describes(words, scene) for scene in scenes), "divide"),
+        (lambda words, scenes: 1 - sum(describes(words, scene) for scene in scenes) / len(scenes), "true of"),
+    ],
+    "pad": [
+        (lambda rows: padded(rows, fill=1), "filled up with 0"),
+        (lambda rows: (padded(rows)[0], ~padded(rows)[1]), "True on real"),
+        (lambda rows: (padded(rows)[0], padded(rows)[1].int()), "booleans"),
     ],
 }
 
