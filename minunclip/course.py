@@ -11,6 +11,7 @@ import torch
 
 from minunclip.data.captions import describes
 from minunclip.data.scenes import sample_scenes
+from minunclip.diffusion import make_schedule
 
 
 def check(exercise: str, attempt: Callable[..., Any]) -> bool:
@@ -85,6 +86,86 @@ def pad(attempt: Callable[..., Any]) -> None:
     assert mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]], "mask must be True on real tokens, and nowhere else"
 
 
+# ---- 02 CLIP ----
+
+
+def _pairs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit-length z_i and z_t (count, 16) of which z_t i is near z_i i."""
+    generator = torch.Generator().manual_seed(seed)
+    z_i = torch.randn(count, 16, generator=generator)
+    z_t = z_i + 0.8 * torch.randn(count, 16, generator=generator)
+    return torch.nn.functional.normalize(z_i, dim=1), torch.nn.functional.normalize(z_t, dim=1)
+
+
+def contrastive(attempt: Callable[..., Any]) -> None:
+    for count, scale in ((6, 5.0), (9, 20.0)):
+        z_i, z_t = _pairs(count, count)
+        logits = scale * z_i @ z_t.T
+        one_way = -logits.log_softmax(dim=1).diagonal().mean()
+        right = (one_way - logits.log_softmax(dim=0).diagonal().mean()) / 2
+        got = torch.as_tensor(attempt(z_i, z_t, scale))
+        assert not torch.allclose(got, one_way, atol=1e-4), "this asks each picture for its caption only: ask each caption for its picture too, and average"
+        assert not torch.allclose(got, 2 * right, atol=1e-4), "this is the sum of both directions: take their mean"
+        assert torch.allclose(got, right, atol=1e-4), f"for {count} pairs at scale {scale} the loss is {right:.4f}, not {got.item():.4f}"
+
+
+def recall_at(attempt: Callable[..., Any]) -> None:
+    z_i, z_t = _pairs(40, 3)
+    similarity = z_i @ z_t.T
+    rank = (similarity > similarity.diagonal()[:, None]).sum(dim=1)
+    for k in (1, 3, 40):
+        right, got = (rank < k).float().mean().item(), float(attempt(z_i, z_t, k))
+        assert abs(got - right) < 1e-6, f"with k = {k} the share is {right:.3f}, not {got:.3f}: row i is right if column i is among its k largest"
+
+
+def best_loss(attempt: Callable[..., Any]) -> None:
+    for scale, count in ((1.0, 128), (5.0, 16)):
+        right, got = math.log(1 + (count - 1) * math.exp(-2 * scale)), float(attempt(scale, count))
+        advice = "the true pair has the logit s, each of the B - 1 others -s"
+        assert abs(got - right) < 1e-6, f"at scale {scale} among {count} the best loss is {right:.4f}, not {got:.4f}: {advice}"
+
+
+# ---- 03 diffusion from scratch ----
+
+
+def _noised() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x_0, alpha_bar, noise and x_t of five points."""
+    generator = torch.Generator().manual_seed(1)
+    x_0, noise = (torch.randn(5, 2, generator=generator) for _ in range(2))
+    alpha_bar = torch.tensor([0.99, 0.8, 0.5, 0.2, 0.05])
+    return x_0, alpha_bar, noise, alpha_bar[:, None].sqrt() * x_0 + (1 - alpha_bar[:, None]).sqrt() * noise
+
+
+def jump(attempt: Callable[..., Any]) -> None:
+    x_0, alpha_bar, noise, x_t = _noised()
+    got = attempt(x_0, alpha_bar, noise)
+    without_roots = alpha_bar[:, None] * x_0 + (1 - alpha_bar[:, None]) * noise
+    assert got.shape == (5, 2), f"the answer must be (B, 2), not {tuple(got.shape)}: give alpha_bar a second axis"
+    assert not torch.allclose(got, without_roots, atol=1e-5), "the roots are missing: variances add up, not deviations"
+    assert torch.allclose(got, x_t, atol=1e-5), "x_t is the root of alpha_bar times x_0, plus the root of 1 - alpha_bar times the noise"
+
+
+def x_0_from_epsilon(attempt: Callable[..., Any]) -> None:
+    x_0, alpha_bar, noise, x_t = _noised()
+    got = attempt(x_t, noise, alpha_bar)
+    assert got.shape == (5, 2), f"the answer must be (B, 2), not {tuple(got.shape)}: give alpha_bar a second axis"
+    assert torch.allclose(got, x_0, atol=1e-4), "take the noise away first, in the strength that it has, then undo the shrinking"
+
+
+def cosine_betas(attempt: Callable[..., Any]) -> None:
+    for steps in (10, 1000):
+        right, got = make_schedule("cosine", steps).betas.double(), torch.as_tensor(attempt(steps)).double()
+        assert got.shape == (steps,), f"there are {steps} betas, not {tuple(got.shape)}: one less than values of alpha_bar"
+        assert got.max() <= 0.999 + 1e-9, f"the largest beta is {got.max():.4f}: keep them to 0.999, or the last step leaves nothing"
+        assert torch.allclose(got, right, atol=1e-5), f"beta 0 of {steps} should be {right[0]:.6f}, it is {got[0]:.6f}: mind the 0.008 and the 1.008"
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
-    function.__name__: function for function in (slowest_stage, best_candidate, margin, most_frequent_pair, share_allowed, pad)
+    function.__name__: function
+    for function in (
+        *(slowest_stage, best_candidate, margin),
+        *(most_frequent_pair, share_allowed, pad),
+        *(contrastive, recall_at, best_loss),
+        *(jump, x_0_from_epsilon, cosine_betas),
+    )
 }

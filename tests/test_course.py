@@ -30,6 +30,16 @@ def padded(rows, fill=0):
     return torch.tensor([row + [fill] * (longest - len(row)) for row in rows]), mask
 
 
+def one_way(logits):
+    return torch.nn.functional.cross_entropy(logits, torch.arange(len(logits)))
+
+
+def betas(T, s=0.008):
+    t = torch.arange(T + 1, dtype=torch.float64) / T
+    alphas_bar = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
+    return 1 - alphas_bar[1:] / alphas_bar[:-1]
+
+
 SOLUTIONS = {
     "slowest_stage": lambda seconds: max(seconds, key=seconds.get),
     "best_candidate": pick,
@@ -37,6 +47,12 @@ SOLUTIONS = {
     "most_frequent_pair": lambda words: min(pairs := pairs_of(words), key=lambda pair: (-pairs[pair], pair)),
     "share_allowed": lambda words, scenes: sum(describes(words, scene) for scene in scenes) / len(scenes),
     "pad": padded,
+    "contrastive": lambda z_i, z_t, s: (one_way(s * z_i @ z_t.T) + one_way(s * z_t @ z_i.T)) / 2,
+    "recall_at": lambda z_i, z_t, k: ((z_i @ z_t.T).topk(k).indices == torch.arange(len(z_i))[:, None]).any(dim=1).float().mean(),
+    "best_loss": lambda s, B: -math.log(math.exp(s) / (math.exp(s) + (B - 1) * math.exp(-s))),
+    "jump": lambda x_0, a, noise: a[:, None].sqrt() * x_0 + (1 - a[:, None]).sqrt() * noise,
+    "x_0_from_epsilon": lambda x_t, noise, a: (x_t - (1 - a[:, None]).sqrt() * noise) / a[:, None].sqrt(),
+    "cosine_betas": lambda T: betas(T).clamp(max=0.999),
 }
 MUTANTS = {  # plausible wrong answers, and what the student is told
     "slowest_stage": [(lambda seconds: max(seconds.values()), "the key"), (lambda seconds: max(seconds), "slowest"), (lambda _: "decoder", "slowest")],
@@ -63,6 +79,32 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda rows: padded(rows, fill=1), "filled up with 0"),
         (lambda rows: (padded(rows)[0], ~padded(rows)[1]), "True on real"),
         (lambda rows: (padded(rows)[0], padded(rows)[1].int()), "booleans"),
+    ],
+    "contrastive": [
+        (lambda z_i, z_t, s: one_way(s * z_i @ z_t.T), "ask each caption"),
+        (lambda z_i, z_t, s: one_way(s * z_i @ z_t.T) + one_way(s * z_t @ z_i.T), "mean"),
+        (lambda z_i, z_t, s: (one_way(z_i @ z_t.T) + one_way(z_t @ z_i.T)) / 2, "the loss is"),
+    ],
+    "recall_at": [
+        (lambda z_i, z_t, k: ((z_i @ z_t.T).argmax(dim=1) == torch.arange(len(z_i))).float().mean(), "k = 3"),
+        (lambda z_i, z_t, k: ((-z_i @ z_t.T).topk(k).indices == torch.arange(len(z_i))[:, None]).any(dim=1).float().mean(), "largest"),
+    ],
+    "best_loss": [
+        (lambda s, B: math.log(B), "the others|others"),
+        (lambda s, B: -math.log(math.exp(s) / (math.exp(s) + B * math.exp(-s))), "B - 1"),
+    ],
+    "jump": [
+        (lambda x_0, a, noise: a[:, None] * x_0 + (1 - a[:, None]) * noise, "roots"),
+        (lambda x_0, a, noise: (1 - a[:, None]).sqrt() * x_0 + a[:, None].sqrt() * noise, "root of alpha_bar"),
+    ],
+    "x_0_from_epsilon": [
+        (lambda x_t, noise, a: x_t - (1 - a[:, None]).sqrt() * noise, "undo the shrinking"),
+        (lambda x_t, noise, a: (x_t - noise) / a[:, None].sqrt(), "strength"),
+    ],
+    "cosine_betas": [
+        (lambda T: betas(T), "0.999"),
+        (lambda T: betas(T, s=0.0).clamp(max=0.999), "0.008"),
+        (lambda T: torch.cos(torch.arange(T + 1) / T * math.pi / 2) ** 2, "one less"),
     ],
 }
 
