@@ -160,6 +160,64 @@ def cosine_betas(attempt: Callable[..., Any]) -> None:
         assert torch.allclose(got, right, atol=1e-5), f"beta 0 of {steps} should be {right[0]:.6f}, it is {got[0]:.6f}: mind the 0.008 and the 1.008"
 
 
+# ---- 04 the autoregressive prior ----
+
+
+def components_kept(attempt: Callable[..., Any]) -> None:
+    eigenvalues = torch.tensor([8.0, 4, 2, 1, 0.5, 0.25, 0.125, 0.125])
+    for tolerance, right in ((0.5, 2), (0.2, 3), (0.01, 7), (0.3, 2)):
+        got = attempt(eigenvalues, tolerance)
+        explained = f"{right} components are the fewest that leave less than {tolerance:.0%} out"
+        assert got == right, f"{explained}, not {got}: what is left out is 1 minus the share of those kept"
+
+
+def to_bucket(attempt: Callable[..., Any]) -> None:
+    values = torch.tensor([-9.0, -1, -0.51, 0, 0.49, 0.99, 1, 7])
+    got = attempt(values, -1.0, 1.0, 4)
+    assert not got.is_floating_point(), "tokens are whole numbers: end with .long()"
+    assert got.min() >= 0 and got.max() <= 3, "values outside belong to the first or the last of the four buckets: clamp to 0 .. buckets - 1"
+    assert got.tolist() == [0, 0, 0, 2, 2, 3, 3, 3], f"in four buckets from -1 to 1 {values.tolist()} became {got.tolist()}: round down"
+
+
+def top_half(attempt: Callable[..., Any]) -> None:
+    cases = [([0.25, 0.25, 0.25, 0.25], [0, 0, 0.5, 0.5]), ([0.1, 0.6, 0.3], [0, 0.4, 0.6]), ([0.9, 0.1], [0.8, 0.2])]
+    for given, right in cases:
+        got = torch.as_tensor(attempt(torch.tensor(given)))
+        assert abs(got.sum().item() - 1) < 1e-5, f"what remains of {given} must sum to one again, it sums to {got.sum():.3f}"
+        advice = "half of the probability goes, not half of the buckets, and the median's bucket keeps a part"
+        assert torch.allclose(got.float(), torch.tensor(right), atol=1e-5), f"the top half of {given} is {right}: {advice}"
+
+
+# ---- 05 the diffusion prior ----
+
+
+def sequence(attempt: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    text = torch.randn(3, 4, 6, generator=generator)
+    singles = [torch.randn(3, 6, generator=generator) for _ in range(4)]
+    got = attempt(text, *singles)
+    assert got.shape == (3, 8, 6), f"the sequence must be (B, L + 4, w), here (3, 8, 6), not {tuple(got.shape)}"
+    assert torch.equal(got[:, :4], text), "the encoded text comes first"
+    for place, (name, single) in enumerate(zip(("z_t", "the timestep", "the noised z_i", "the last token"), singles), start=4):
+        assert torch.equal(got[:, place], single), f"{name} belongs at place {place + 1} of 8"
+
+
+def guided(attempt: Callable[..., Any]) -> None:
+    with_caption, without = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])
+    for w, right in ((1.0, [[1.0, 2.0]]), (0.0, [[0.0, 4.0]]), (3.0, [[3.0, -2.0]])):
+        got = attempt(with_caption, without, w)
+        advice = "from the answer without the caption, go w times the way to the one with it"
+        assert torch.allclose(got, torch.tensor(right)), f"at w = {w} the guided answer is {right}, not {got.tolist()}: {advice}"
+
+
+def latent_factor(attempt: Callable[..., Any]) -> None:
+    for d in (16, 128, 1024):
+        got = float(attempt(d))
+        z = torch.nn.functional.normalize(torch.randn(100, d, generator=torch.Generator().manual_seed(d)), dim=1)
+        size = (got * z).square().mean().item()
+        assert abs(size - 1) < 1e-3, f"times {got:.3g}, embeddings of {d} numbers have a mean square of {size:.3g}, not 1"
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     function.__name__: function
     for function in (
@@ -167,5 +225,7 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(most_frequent_pair, share_allowed, pad),
         *(contrastive, recall_at, best_loss),
         *(jump, x_0_from_epsilon, cosine_betas),
+        *(components_kept, to_bucket, top_half),
+        *(sequence, guided, latent_factor),
     )
 }

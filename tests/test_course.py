@@ -53,6 +53,12 @@ SOLUTIONS = {
     "jump": lambda x_0, a, noise: a[:, None].sqrt() * x_0 + (1 - a[:, None]).sqrt() * noise,
     "x_0_from_epsilon": lambda x_t, noise, a: (x_t - (1 - a[:, None]).sqrt() * noise) / a[:, None].sqrt(),
     "cosine_betas": lambda T: betas(T).clamp(max=0.999),
+    "components_kept": lambda values, tolerance: int((1 - values.cumsum(0) / values.sum() >= tolerance).sum()) + 1,
+    "to_bucket": lambda v, low, high, n: ((v - low) / (high - low) * n).floor().clamp(0, n - 1).long(),
+    "top_half": lambda p: 2 * torch.minimum((p.cumsum(0) - 0.5).clamp(min=0), p),
+    "sequence": lambda text, *singles: torch.cat([text, torch.stack(singles, dim=1)], dim=1),
+    "guided": lambda c, u, w: u + w * (c - u),
+    "latent_factor": lambda d: math.sqrt(d),
 }
 MUTANTS = {  # plausible wrong answers, and what the student is told
     "slowest_stage": [(lambda seconds: max(seconds.values()), "the key"), (lambda seconds: max(seconds), "slowest"), (lambda _: "decoder", "slowest")],
@@ -106,6 +112,26 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda T: betas(T, s=0.0).clamp(max=0.999), "0.008"),
         (lambda T: torch.cos(torch.arange(T + 1) / T * math.pi / 2) ** 2, "one less"),
     ],
+    "components_kept": [
+        (lambda values, tolerance: int((1 - values.cumsum(0) / values.sum() >= tolerance).sum()), "fewest"),
+        (lambda values, tolerance: int((values / values.sum() >= tolerance).sum()), "fewest"),
+    ],
+    "to_bucket": [
+        (lambda v, low, high, n: ((v - low) / (high - low) * n).floor().long(), "clamp"),
+        (lambda v, low, high, n: ((v - low) / (high - low) * (n - 1)).round().clamp(0, n - 1).long(), "round down"),
+        (lambda v, low, high, n: ((v - low) / (high - low) * n).floor().clamp(0, n - 1), "whole numbers"),
+    ],
+    "top_half": [
+        (lambda p: torch.where(torch.arange(len(p)) >= len(p) // 2, p, 0) / p[len(p) // 2 :].sum(), "half of the probability"),
+        (lambda p: torch.where(p.cumsum(0) > 0.5, p, 0), "sum to one"),
+    ],
+    "sequence": [
+        (lambda text, *singles: torch.cat([torch.stack(singles, dim=1), text], dim=1), "text comes first"),
+        (lambda text, z_t, t, noised, last: torch.cat([text, torch.stack([t, z_t, noised, last], dim=1)], dim=1), "z_t belongs"),
+        (lambda text, *singles: torch.cat([text, sum(singles)[:, None]], dim=1), "L \\+ 4"),
+    ],
+    "guided": [(lambda c, u, w: c + w * (c - u), "w times the way"), (lambda c, u, w: w * c + u, "w times the way")],
+    "latent_factor": [(lambda d: d, "mean square"), (lambda d: 17.2, "mean square"), (lambda d: 1 / math.sqrt(d), "mean square")],
 }
 
 

@@ -1,0 +1,55 @@
+"""The weights that ship: small, described, and able to draw what a caption says."""
+
+import pytest
+
+from minunclip.cli import WEIGHTS, main
+from minunclip.config import CPU, STAGES
+from minunclip.data.captions import compare, parse
+from minunclip.data.world import to_tensor
+from minunclip.evaluation import accuracy, held_out_captions
+from minunclip.pipeline import UnCLIP
+from minunclip.report import clip_figures
+
+
+@pytest.fixture(scope="module")
+def model():
+    return UnCLIP.from_pretrained(WEIGHTS)
+
+
+def test_they_are_small_and_each_has_a_card():
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 40e6
+    for stage in STAGES:
+        card = (WEIGHTS / stage / "card.md").read_text()
+        assert f"`minunclip train {stage} --preset cpu --seed 0" in card
+        assert all(f"| {fact} |" in card for fact in ("commit", "machine", "seconds", "seed")) and "captioned world" in card
+        assert not [file for file in (WEIGHTS / stage).iterdir() if file.suffix not in (".safetensors", ".json", ".md", ".png")]
+
+
+def test_they_are_of_the_cpu_preset(model):
+    configs = (CPU.clip, CPU.prior, CPU.ar_prior, CPU.decoder, CPU.upsampler1, CPU.upsampler2, CPU.checker)
+    for stage, config in zip(STAGES, configs):
+        if stage != "ar-prior":  # it keeps as many components as its data needs
+            assert model.models[stage].config == config
+
+
+def test_clip_finds_the_caption_of_a_picture_it_has_never_seen(model):
+    found = clip_figures(model, count=100)["full"]
+    assert min(found.values()) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["diffusion", "autoregressive"])
+def test_pictures_show_far_more_of_their_captions_than_chance(model, prior):
+    captions = [words for _, words in held_out_captions(32, seed=12)]
+    drawn = model.generate(captions, prior, range(32), size=32).pictures[32]
+    seen = model.models["checker"].read(to_tensor(drawn))
+    right = accuracy([compare(parse(words), scene) for words, scene in zip(captions, seen)])
+    assert right["colour"] > 0.5 and right["background"] > 0.8 and right["size"] > 0.6  # by chance 1/10, 1/6, 1/2
+
+
+@pytest.mark.slow
+def test_the_demo_says_what_the_checker_sees(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "checker: shape" in text and "seconds: text" in text
+    assert {path.name for path in tmp_path.iterdir()} == {f"a-red-circle-above-a-blue-square{end}.png" for end in ("", "-stages")}
