@@ -78,6 +78,16 @@ def training_step(stage: str, run: Run, repeats: int) -> dict[str, float]:
     return {"seconds": took, "images_per_second": settings.batch_size / took, "share_of_ceiling": share, "steps": settings.steps}
 
 
+def table(figures: dict) -> str:
+    """The figures as the tables of README.md."""
+    lines = ["| drawing one picture | seconds |", "|---|---|", *(f"| {name} | {value:.2f} |" for name, value in figures["sampling"].items())]
+    lines += ["", "| a training step of | seconds | images a second | share of the matmul ceiling | steps | minutes |", "|---|---|---|---|---|---|"]
+    for stage, found in figures["training"].items():
+        cells = f"{found['seconds']:.3f} | {found['images_per_second']:,.0f} | {found['share_of_ceiling']:.0%} | {found['steps']:,}"
+        lines.append(f"| {stage} | {cells} | {found['steps'] * found['seconds'] / 60:.0f} |")
+    return "\n".join([*lines, f"| all | | | | | {figures['training minutes']:.0f} |"]) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cpu", choices=[name for name in PRESETS if name != "paper"])
@@ -111,6 +121,7 @@ def main() -> None:
         )
     figures["training minutes"] = sum(found["steps"] * found["seconds"] for found in figures["training"].values()) / 60
     print(f"the whole chain: {figures['training minutes']:.0f} min of training steps")
+    print(table(figures))
     if given.json:
         Path(given.json).write_text(json.dumps(figures, indent=1))
 
