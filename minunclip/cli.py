@@ -1,4 +1,4 @@
-"""The command line: `minunclip train | sample | demo | evaluate | data preview | info | pack`. Bad input ends with one line on stderr and exit code 2."""
+"""The command line: `minunclip train | sample | demo | evaluate | experiment | data preview | info | pack`. Bad input ends with one line on stderr and exit code 2."""
 
 import os
 import re
@@ -23,6 +23,7 @@ from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import to_tensor, to_uint8
 from minunclip.evaluation import held_out_captions
+from minunclip.experiments import EXPERIMENTS, as_markdown
 from minunclip.loading import MODELS
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
@@ -210,6 +211,21 @@ def evaluate(
     print(report.as_text(figures))
 
 
+def experiment(
+    name: Literal["inversion", "varying", "turning", "typographic", "principal-components", "importance-of-the-prior"],
+    json: str | None = None,
+    weights: str = str(WEIGHTS),
+    device: Device = "auto",
+) -> None:
+    """Repeat an experiment of the paper and print its table; see minunclip/experiments.py."""
+    if json is not None and not Path(json).parent.is_dir():
+        raise ValueError(f"{Path(json).parent} is no folder: make it first, or choose another --json")
+    table = EXPERIMENTS[name](UnCLIP.from_pretrained(weights, pick_device(device)))
+    if json is not None:
+        write_atomically(Path(json), lambda path: path.write_text(dumps({"weights": weights_id(Path(weights)), "table": table}, indent=1)))
+    print(as_markdown(table))
+
+
 def pack(run: str, weights: str) -> None:
     """Turn the folder of a training run into a folder of weights that ships."""
     pack_run(Path(run), Path(weights))
@@ -250,11 +266,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "demo": demo,
     "evaluate": evaluate,
+    "experiment": experiment,
     "data preview": preview,
     "info": info,
     "pack": pack,
 }
-POSITIONAL = {"train": ("stage",), "sample": ("captions",), "demo": ("prompt",), "pack": ("run", "weights")}
+POSITIONAL = {"train": ("stage",), "sample": ("captions",), "demo": ("prompt",), "experiment": ("name",), "pack": ("run", "weights")}
 
 
 class OneLineParser(ArgumentParser):

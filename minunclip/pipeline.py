@@ -98,7 +98,7 @@ class UnCLIP:
                 raise ValueError(f"seed {number} is out of range: use 0 to {2**32 - 1}")
         return seeds
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, captions: Sequence[str]) -> Text:
         """Captions as every model wants them."""
         if not captions:
@@ -107,7 +107,7 @@ class UnCLIP:
         tokens, mask = trim(self.tokenizer(list(captions), clip.config.context_length)[0].to(self.device))
         return Text(tokens, mask, *clip.text_features(tokens, mask))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def draw_embeddings(self, text: Text, prior: PriorName, seeds: Sequence[int], guidance: float = 1.0) -> tuple[Tensor, Tensor]:
         """z_i (B, d), unit-norm, from one of the priors, and the z_i . z_t of its candidates, (B, 2), or (B, 1) for the autoregressive one."""
         if prior not in get_args(PriorName):
@@ -121,16 +121,16 @@ class UnCLIP:
         z_i = sample_autoregressive(self.models["ar-prior"], text.encoded, text.mask, text.z_t, seeds, guidance=guidance)
         return z_i, (z_i * text.z_t).sum(dim=1, keepdim=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """z_i (B, d) of pictures (B, 3, H, W) in [-1, 1] of any size, brought to CLIP's own first."""
         clip = self.models["clip"]
         return clip.encode_image(resize(images.to(self.device), (clip.config.image_size,) * 2))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(
         self,
-        z_i: Tensor,
+        z_i: Tensor | None,
         text: Text | None,
         seeds: Sequence[int],
         guidance: float = GUIDANCE,
@@ -140,13 +140,13 @@ class UnCLIP:
         eta: float = 0.0,
         x_T: Tensor | None = None,
     ) -> Tensor:
-        """Small pictures (B, 3, S, S) in [-1, 1] for unit-norm z_i (B, d), and captions, or none; see `sample_decoder` for the rest."""
+        """Small pictures (B, 3, S, S) in [-1, 1] for unit-norm z_i (B, d) and captions, or for one of them; see `sample_decoder` for the rest."""
         decoder = self.models["decoder"]
-        scaled = LatentScale.for_dim(z_i.shape[1]).scale(z_i)
+        scaled = None if z_i is None else LatentScale.for_dim(z_i.shape[1]).scale(z_i)
         tokens, mask = (None, None) if text is None else (text.tokens, text.mask)
         return sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, tokens, mask, seeds, steps, guidance, sampler, eta, x_T, on_step)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def invert(self, images: Tensor, steps: int = 250) -> tuple[Tensor, Tensor]:
         """Small pictures (B, 3, S, S) in [-1, 1] as the paper's bipartite latent (section 3): z_i (B, d) by CLIP, and x_T by DDIM inversion.
 
@@ -156,7 +156,7 @@ class UnCLIP:
         schedule, scaled = _schedule(decoder.config.diffusion), LatentScale.for_dim(z_i.shape[1]).scale(z_i)
         return z_i, invert_ddim(decoder_denoiser(decoder, schedule, scaled, None, None), schedule, images.to(self.device), steps)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def upsample(self, stage: Literal["upsampler1", "upsampler2"], images: Tensor, seeds: Sequence[int]) -> Tensor:
         """Pictures (B, 3, S, S) in [-1, 1], four times as wide."""
         model = self.models[stage]

@@ -151,14 +151,18 @@ def test_guidance_is_two_passes_in_one(config, inputs):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_no_caption_is_a_dropped_caption(model, inputs, guidance):
-    """Whatever the placeholder says: only z_i is told, and with guidance the other half is told nothing."""
-    nothing, everything = torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)
+@pytest.mark.parametrize("missing", ["caption", "embedding"])
+def test_what_is_not_given_is_dropped(model, inputs, guidance, missing):
+    """Whatever the placeholder says: only the other is told, and with guidance the second half is told nothing."""
+    drop_embedding, drop_caption = (torch.full((4,), missing == name) for name in ("embedding", "caption"))
+    everything = torch.ones(4, dtype=torch.bool)
     x_t, t = inputs["x_t"], inputs["timestep"]
-    conditional = model(x_t, t, *told(inputs), nothing, everything)
+    conditional = model(x_t, t, *told(inputs), drop_embedding, drop_caption)
     unconditional = model(x_t, t, *told(inputs), everything, everything)
     expected = unconditional + guidance * (conditional - unconditional)
-    silent = decoder_denoiser(model, SCHEDULE, inputs["image_embedding"], None, None, guidance)(x_t, t)
+    z_i, tokens, mask = told(inputs)
+    given = (z_i, None, None) if missing == "caption" else (None, tokens, mask)
+    silent = decoder_denoiser(model, SCHEDULE, *given, guidance)(x_t, t)
     signal, noise = (values[t][:, None, None, None].float() for values in (SCHEDULE.signal, SCHEDULE.noise))
     torch.testing.assert_close(silent.x_0, (signal * x_t - noise * expected).clamp(-1, 1), atol=1e-4, rtol=0)
 
@@ -189,6 +193,11 @@ def test_a_given_start_replaces_noise_and_seeds_must_fit(model, inputs):
     assert torch.equal(one, two)
     with pytest.raises(ValueError, match="3 seeds for 4 images"):
         sample_decoder(model, SCHEDULE, *told(inputs), seeds=range(3))
+
+
+def test_neither_embedding_nor_caption_is_refused(model):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        sample_decoder(model, SCHEDULE, None, None, None, [1])
 
 
 def test_bfloat16_training_step(inputs):

@@ -128,24 +128,32 @@ def decoder_loss(
 
 @torch.no_grad()
 def decoder_denoiser(
-    model: Decoder, schedule: Schedule, image_embedding: Tensor, tokens: Tensor | None, mask: Tensor | None, guidance: float = 1.0
+    model: Decoder, schedule: Schedule, image_embedding: Tensor | None, tokens: Tensor | None, mask: Tensor | None, guidance: float = 1.0
 ) -> Denoiser:
     """The decoder with its condition fixed, for any sampler and for DDIM inversion. The condition is encoded here, once.
 
-    Without tokens and mask the decoder is told of no caption. With guidance each step runs the images twice in one batch: told everything, and
-    told nothing. Guidance 1 skips the second half.
+    Without an embedding, or without tokens and mask, the decoder is not told of it; ValueError without either. With guidance each step runs
+    the images twice in one batch: told everything, and told nothing. Guidance 1 skips the second half.
     """
-    config, batch, device = model.config.diffusion, len(image_embedding), image_embedding.device
-    silent = tokens is None or mask is None
-    if tokens is None or mask is None:  # a placeholder, which drop_caption hides
+    config = model.config.diffusion
+    no_embedding, no_caption = image_embedding is None, tokens is None or mask is None
+    given = image_embedding if image_embedding is not None else tokens
+    if given is None:
+        raise ValueError("nothing to draw: give an image embedding, a caption, or both")
+    batch, device = len(given), given.device
+    # placeholders, which the drops hide
+    if image_embedding is None:
+        image_embedding = torch.zeros((batch, model.config.embedding_dim), device=device)
+    if tokens is None or mask is None:
         tokens, mask = torch.zeros((batch, 1), dtype=torch.int64, device=device), torch.ones((batch, 1), dtype=torch.bool, device=device)
     if guidance == 1:
-        told = model.encode_condition(image_embedding, tokens, mask, drop_caption=torch.full((batch,), silent, device=device))
+        drops = [torch.full((batch,), dropped, device=device) for dropped in (no_embedding, no_caption)]
+        told = model.encode_condition(image_embedding, tokens, mask, *drops)
         return make_denoiser(lambda x_t, t: model.denoise(x_t, t, told), schedule, config.objective, config.learned_variance)
 
     dropped = torch.arange(2 * batch, device=device) >= batch
     twice = [torch.cat([x, x]) for x in (image_embedding, tokens, mask)]
-    both = model.encode_condition(twice[0], twice[1], twice[2], drop_embedding=dropped, drop_caption=dropped | silent)
+    both = model.encode_condition(twice[0], twice[1], twice[2], drop_embedding=dropped | no_embedding, drop_caption=dropped | no_caption)
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         conditional, unconditional = model.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both).float().chunk(2)
@@ -158,7 +166,7 @@ def decoder_denoiser(
 def sample_decoder(
     model: Decoder,
     schedule: Schedule,
-    image_embedding: Tensor,
+    image_embedding: Tensor | None,
     tokens: Tensor | None,
     mask: Tensor | None,
     seeds: Sequence[int],
@@ -169,16 +177,17 @@ def sample_decoder(
     x_T: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Images (B, 3, S, S) in [-1, 1] for scaled image embeddings (B, d) and captions (B, L), or none; the model should be in eval mode.
+    """Images (B, 3, S, S) in [-1, 1] for scaled image embeddings (B, d) and captions (B, L), or one of them; the model should be in eval mode.
 
     seeds: one an image; it alone decides the image's noise. Steps and sampler are the config's unless given. x_T (B, 3, S, S): where to start
     in place of noise, and eta the randomness of "ddim" (section 3: inversion and variations). ValueError where the seeds do not fit.
     """
-    if len(seeds) != len(image_embedding):
-        raise ValueError(f"{len(seeds)} seeds for {len(image_embedding)} images: give one seed an image")
+    denoiser = decoder_denoiser(model, schedule, image_embedding, tokens, mask, guidance)
+    given = image_embedding if image_embedding is not None else tokens
+    if given is None or len(seeds) != len(given):
+        raise ValueError(f"{len(seeds)} seeds for {0 if given is None else len(given)} images: give one seed an image")
     config = model.config.diffusion
     noise = SeededNoise(seeds)
     if x_T is None:
-        x_T = noise((3, model.config.image_size, model.config.image_size)).to(image_embedding.device)
-    denoiser = decoder_denoiser(model, schedule, image_embedding, tokens, mask, guidance)
+        x_T = noise((3, model.config.image_size, model.config.image_size)).to(given.device)
     return sample(denoiser, schedule, x_T, sampler or config.sampler, config.sampling_steps if steps is None else steps, noise.like, eta, on_step)

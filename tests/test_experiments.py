@@ -1,0 +1,85 @@
+import json
+import math
+from typing import get_args
+
+import pytest
+import torch
+
+from minunclip import experiments
+from minunclip.cli import COMMANDS, main
+from minunclip.data.captions import compare, parse
+from minunclip.pipeline import UnCLIP
+
+
+@pytest.fixture(scope="module")
+def model(tiny_weights):
+    return UnCLIP.from_pretrained(tiny_weights)
+
+
+def test_psnr_of_a_constant_error_has_a_closed_form():
+    truth = torch.zeros(2, 3, 4, 4)
+    torch.testing.assert_close(experiments.psnr(truth + torch.tensor([0.2, 0.02])[:, None, None, None], truth), torch.tensor([20.0, 40.0]))
+
+
+def test_inversion_gets_better_with_steps(model):
+    table = experiments.inversion(model, count=4, steps=(5, 50))
+    assert table["50"]["PSNR"] > table["5"]["PSNR"] > 0
+
+
+def test_variations_move_more_with_eta(model):
+    table = experiments.varying(model, count=3, etas=(0.0, 1.0), copies=2, steps=10)
+    assert table["eta 1"]["pixel change"] > table["eta 0"]["pixel change"] and 0 <= table["eta 0"]["all_right"] <= 1
+
+
+def test_a_perfect_text_diff_flips_what_is_asked_and_keeps_the_rest(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiments, "text_diff", lambda model, images, before, after, shares, steps: asked.append((before, after)) or images[:, None])
+    table = experiments.turning(model, count=9, shares=[0.5])
+    (before, after), scenes = asked[0], experiments.single_things(9, 3)
+    for old, new, scene in zip(before, after, scenes):
+        report = compare(parse(new), scene)
+        wrong = [name for name, number in report.asked.items() if report.right.get(name, 0) < number]
+        assert compare(parse(old), scene).all_right and len(wrong) == 1 and wrong[0] in experiments.CHANGED
+    assert set(table) == {"theta 0.5"}
+
+
+def test_what_a_text_diff_is_worth_is_counted(model, monkeypatch):
+    """Pictures that stay as they are never flip, and keep all the rest: told by a checker that knows what is drawn."""
+    scenes = experiments.single_things(6, 3)
+    monkeypatch.setitem(model.models, "checker", type("Knows", (), {"read": lambda self, images: scenes})())
+    monkeypatch.setattr(experiments, "text_diff", lambda model, images, before, after, shares, steps: images[:, None])
+    assert experiments.turning(model, count=6, shares=[0.0])["theta 0"] == {"flipped": 0.0, "others kept": 1.0, "both": 0.0}
+
+
+def test_words_on_things_are_drawn_and_asked(model):
+    table = experiments.typographic(model, count=6)
+    assert list(table) == ["no word", "its own word", "another shape's word"]
+    assert all(0 <= share <= 1 for row in table.values() for share in row.values())
+
+
+def test_all_components_give_the_embedding_back(model):
+    table = experiments.principal_components(model, count=4, dims=(0, 4, 32))
+    assert table["32 components"]["cosine"] == pytest.approx(1, abs=1e-3) and table["0 components"]["cosine"] < table["4 components"]["cosine"] < 1
+
+
+def test_the_prior_is_compared_with_nothing_and_with_the_truth(model):
+    table = experiments.importance_of_the_prior(model, count=4)
+    assert list(table) == ["nothing", "z_t", "diffusion prior", "autoregressive prior", "true z_i"]
+    assert all(row["FID"] > 0 and row["diversity"] >= 0 for row in table.values())
+
+
+def test_a_table_in_markdown():
+    lines = experiments.as_markdown({"a": {"x": 0.5}, "b": {"x": 1.0, "y": math.nan}}).splitlines()
+    assert lines == ["| | x | y |", "|---|---|---|", "| a | 0.500 |  |", "| b | 1.000 |  |"]
+
+
+def test_the_command_writes_what_it_prints(tiny_weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(experiments.EXPERIMENTS, "typographic", lambda model: experiments.typographic(model, count=4))
+    assert main(["experiment", "typographic", "--json", str(tmp_path / "a.json"), "--weights", str(tiny_weights)]) == 0
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert experiments.as_markdown(kept["table"]) in capsys.readouterr().out and len(kept["weights"]) == 12
+    assert main(["experiment", "levitation"]) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_experiment_has_a_name_on_the_command_line():
+    assert set(get_args(COMMANDS["experiment"].__annotations__["name"])) == set(experiments.EXPERIMENTS)
