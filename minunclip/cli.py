@@ -1,4 +1,4 @@
-"""The command line: `minunclip train | sample | demo | evaluate | experiment | data preview | info | pack`. Bad input ends with one line on stderr and exit code 2."""
+"""The command line, one function a command (COMMANDS lists them). Bad input ends with one line on stderr and exit code 2."""
 
 import os
 import re
