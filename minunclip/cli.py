@@ -1,5 +1,6 @@
 """The command line, one function a command (COMMANDS lists them). Bad input ends with one line on stderr and exit code 2."""
 
+import inspect
 import os
 import re
 import sys
@@ -289,8 +290,11 @@ def _command(name: str) -> ArgumentParser:
     places = POSITIONAL.get(name, ())
     for place in places:
         kind = function.__annotations__[place]
-        many: dict[str, Any] = {"nargs": "+", "type": str} if kind == list[str] else {"type": kind}
-        command.add_argument(place, **many)
+        how: dict[str, Any] = {"nargs": "+", "type": str} if kind == list[str] else {"type": kind}
+        default = inspect.signature(function).parameters[place].default
+        if default is not inspect.Parameter.empty:
+            how |= {"nargs": "?", "default": default}
+        command.add_argument(place, **how)
     command.add_function_arguments(function, skip=set(places))
     return command
 
