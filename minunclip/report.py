@@ -5,6 +5,7 @@ or your own, of which only that can be said which needs no true picture.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from minunclip.data.captions import LEVELS, caption, compare, parse
 from minunclip.data.checker import reader_error
 from minunclip.data.render import render
-from minunclip.data.scenes import Scene, sample_scenes
+from minunclip.data.scenes import OPPOSITE, Scene, sample_scenes
 from minunclip.data.world import HELD_OUT_SEED, to_tensor, to_uint8
 from minunclip.evaluation import accuracy, frechet_distance, held_out_captions, precision_recall, retrieval
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP
@@ -45,6 +46,19 @@ def clip_figures(model: UnCLIP, count: int = PAIRS, seed: int = HELD_OUT_SEED + 
         captions = [caption(scene, level, rng) for scene in scenes]
         figures[level] = retrieval(z_i, model.read(captions).z_t.cpu(), scenes, captions)
     return figures
+
+
+def binding(model: UnCLIP, count: int = 300, seed: int = HELD_OUT_SEED + 5) -> float:
+    """Of pictures of two things, the share for which CLIP prefers the true caption to the one that has left for right, or above for below.
+
+    Chance is one half. What CLIP does not record here no prior can tell the decoder (section 7 of the paper).
+    """
+    scenes = [scene for scene in sample_scenes(5 * count, seed, held_out=True) if scene.relation in OPPOSITE][:count]
+    z_i = embed_scenes(model, scenes, model.models["clip"].config.image_size)
+    true = [caption(scene, "full", np.random.default_rng([seed, i])) for i, scene in enumerate(scenes)]
+    false = [caption(replace(scene, relation=OPPOSITE[str(scene.relation)]), "full", np.random.default_rng([seed, i])) for i, scene in enumerate(scenes)]
+    scores = [(z_i * model.read(texts).z_t.cpu()).sum(dim=1) for texts in (true, false)]
+    return float((scores[0] > scores[1]).float().mean())
 
 
 def prior_figures(model: UnCLIP, pairs: Sequence[tuple[Scene, str]], seed: int = 0) -> dict[str, dict[str, float]]:
@@ -116,7 +130,7 @@ def evaluate(
     texts = list(captions or ()) if pairs is None else [text for _, text in pairs]
     figures: dict[str, Any] = {"captions": len(texts), "seed": seed, "prior": prior, "guidance": guidance}
     if pairs is not None:
-        figures |= {"clip": clip_figures(model), "prior_cosine": prior_figures(model, pairs, seed)}
+        figures |= {"clip": clip_figures(model), "binding": binding(model), "prior_cosine": prior_figures(model, pairs, seed)}
         progress("CLIP and priors measured")
     judged: dict[str, Judged] = {}
     for i in range(0, len(texts), BATCH):
@@ -145,6 +159,8 @@ def as_text(figures: dict[str, Any]) -> str:
     for level, found in figures.get("clip", {}).items():
         directions = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in found.items())
         lines.append(f"CLIP, right one first of {PAIRS}, {level} captions: {directions}")
+    if "binding" in figures:
+        lines.append(f"CLIP, the right one of two captions that differ in the relation alone: {figures['binding']:.1%} (by chance 50 %)")
     for name, cosines in figures.get("prior_cosine", {}).items():
         lines.append(f"cosine to the true z_i, {name}: " + ", ".join(f"{level} {value:.3f}" for level, value in cosines.items()))
     for name, found in figures["pictures"].items():
@@ -160,6 +176,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
     """The figures as the tables of README.md."""
     lines = [f"| CLIP: right one first of {PAIRS} held-out pairs | picture to caption | caption to picture |", "|---|---|---|"]
     lines += [f"| {level} captions | {found['image_to_text']:.1%} | {found['text_to_image']:.1%} |" for level, found in figures["clip"].items()]
+    lines.append(f"| the right one of two captions with opposite relations (by chance 50 %) | {figures['binding']:.1%} | |")
     lines += ["", "| cosine to the true $z_i$ | " + " | ".join(["all", *LEVELS]) + " |", "|---|" + "---|" * (1 + len(LEVELS))]
     for name, title in COSINES.items():
         if name in figures["prior_cosine"]:

@@ -65,6 +65,21 @@ def test_retrieval_by_chance_is_poor_and_by_a_clip_that_knows_is_perfect(model, 
     assert report.clip_figures(model, count=50)["full"] == {"image_to_text": 1.0, "text_to_image": 1.0}
 
 
+def test_binding_asks_for_captions_that_differ_in_the_relation_alone(model, monkeypatch):
+    asked = []
+
+    def read(self, captions):
+        asked.append(captions)
+        return type("Text", (), {"z_t": torch.full((len(captions), 32), 1.0 if len(asked) == 1 else -1.0)})
+
+    monkeypatch.setattr(UnCLIP, "read", read)
+    monkeypatch.setattr(report, "embed_scenes", lambda model, scenes, size: torch.ones(len(scenes), 32))
+    assert report.binding(model, count=30) == 1.0
+    words = {"left", "right", "above", "below", "over", "under", "to", "the", "of"}
+    for true, false in zip(*asked):
+        assert true != false and set(true.split()) ^ set(false.split()) <= words
+
+
 def test_evaluate_writes_what_it_prints(tiny_weights, tmp_path, capsys):
     path = tmp_path / "figures.json"
     picture = tmp_path / "samples.png"
