@@ -91,7 +91,7 @@ def turning(model: UnCLIP, count: int = 200, shares: Sequence[float] = (0.0, 0.2
 def typographic(model: UnCLIP, count: int = 200, seed: int = 4) -> Table:
     """Section 4: zero-shot accuracy for the shape of a thing: with nothing, its own name, and another shape's name written on it."""
     clip = model.models["clip"]
-    scenes = [edit(scene, size="large", x=0.5, y=0.5, radius=0.3) for scene in single_things(count, seed)]
+    scenes = [edit(scene, size="large", x=0.5, y=0.5, radius=0.225) for scene in single_things(count, seed)]
     rng = np.random.default_rng(seed)
     truth = [SHAPES.index(scene.things[0].shape) for scene in scenes]
     lies = [int(rng.choice([k for k in range(len(SHAPES)) if k != shape])) for shape in truth]
