@@ -7,6 +7,7 @@ measured in the same run; operations are counted by torch's FlopCounterMode, for
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -55,7 +56,7 @@ def ceiling(device: torch.device, precision: str) -> float:
 def training_step(stage: str, run: Run, repeats: int) -> dict[str, float]:
     """One whole step: batch, forward, backward, clipping, optimiser, moving average."""
     settings, model, batch, loss, _ = prepare(stage, run)
-    average, optimizers = prepare(stage, run)[1].requires_grad_(False), make_optimizers(model, settings)
+    average, optimizers = copy.deepcopy(model).requires_grad_(False), make_optimizers(model, settings)
     model.train()
     step = iter(range(10**9))
 

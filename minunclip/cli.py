@@ -87,6 +87,12 @@ def warn(model: UnCLIP, captions: Sequence[str]) -> None:
             print(f"warning: caption cut to {context} tokens: {text[:60]!r}", file=sys.stderr)
 
 
+def require_folder(option: str, path: str | None) -> None:
+    """ValueError where a file is asked for whose folder is not there: said before the work is done, not after."""
+    if path is not None and not Path(path).parent.is_dir():
+        raise ValueError(f"{Path(path).parent} is no folder: make it first, or choose another --{option}")
+
+
 def save_picture(path: Path, picture: np.ndarray, facts: dict[str, object]) -> None:
     """A PNG, whole or not at all, that says how it was made in its text chunks."""
     info = PngInfo()
@@ -109,8 +115,7 @@ def sample(
 ) -> None:
     """Draw captions. One picture goes to `out`; several go to numbered files beside a grid in `out`. Seeds count up from `seed`."""
     path = Path(out)
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder: make it first, or choose another --out")
+    require_folder("out", out)
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ValueError(f"{path} is no name for a picture: --out must end in .png")
     if count < 1:
@@ -193,9 +198,8 @@ def evaluate(
     """
     if count < 2:
         raise ValueError(f"count is {count}: judge at least 2 captions")
-    for name, path in (("json", json), ("samples", samples)):
-        if path is not None and not Path(path).parent.is_dir():
-            raise ValueError(f"{Path(path).parent} is no folder: make it first, or choose another --{name}")
+    require_folder("json", json)
+    require_folder("samples", samples)
     texts = None if captions is None else read_captions(Path(captions))
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     if texts is not None:
@@ -219,8 +223,7 @@ def experiment(
     device: Device = "auto",
 ) -> None:
     """Repeat an experiment of the paper and print its table; see minunclip/experiments.py."""
-    if json is not None and not Path(json).parent.is_dir():
-        raise ValueError(f"{Path(json).parent} is no folder: make it first, or choose another --json")
+    require_folder("json", json)
     table = EXPERIMENTS[name](UnCLIP.from_pretrained(weights, pick_device(device)))
     if json is not None:
         write_atomically(Path(json), lambda path: path.write_text(dumps({"weights": weights_id(Path(weights)), "table": table}, indent=1)))
