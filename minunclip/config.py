@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Objective = Literal["epsilon", "x0", "v"]
+Stem = Literal["patches", "convolutions"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class CLIPConfig:
     context_length: int  # text tokens, the end token included
     vocabulary_size: int
     embedding_dim: int
+    # how pixels become image tokens. The paper: a linear map of each patch; few strided convolutions learn shapes from far fewer pictures
+    stem: Stem = "patches"
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ CPU = Preset(
         context_length=32,
         vocabulary_size=512,
         embedding_dim=128,
+        stem="convolutions",
     ),
     prior=DiffusionPriorConfig(
         embedding_dim=128,
@@ -226,7 +230,7 @@ CPU = Preset(
     ),
     checker=CheckerConfig(width=32),
     training={
-        "clip": TrainingConfig(steps=2000, batch_size=256, learning_rate=1e-3, beta2=0.98, weight_decay=0.1),
+        "clip": TrainingConfig(steps=2500, batch_size=256, learning_rate=1e-3, optimizer="muon", beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=1500, batch_size=256, learning_rate=6e-4, weight_decay=0.06),
         "ar-prior": TrainingConfig(steps=1000, batch_size=128, learning_rate=6e-4, weight_decay=0.04),
         "decoder": TrainingConfig(steps=9000, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1500),

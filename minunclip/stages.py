@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minunclip.config import PRESETS, STAGES, Preset, TrainingConfig, UpsamplerConfig
 from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batches, reader_error, reader_scenes
-from minunclip.data.scenes import sample_scenes
+from minunclip.data.scenes import sample_scenes, twin
 from minunclip.data.world import World, build_world, save_array, to_tensor, to_uint8, training_captions, trim
 from minunclip.diffusion import Schedule, make_schedule
 from minunclip.loading import load_model, load_weights
@@ -87,7 +87,12 @@ class Run:
         scenes = sample_scenes(min(256, self.preset.world.validation_scenes), seed=self.seed + 2, held_out=True)
         texts = [row[-1] for row in training_captions(scenes, self.seed + 2)]
         tokens = self.world.tokenizer(texts, self.preset.clip.context_length)[0]
-        pictures = {"pictures": render(scenes, self.preset.clip.image_size), "small": render(scenes, self.preset.decoder.image_size)}
+        rng = np.random.default_rng([self.seed, 10])
+        pictures = {
+            "pictures": render(scenes, self.preset.clip.image_size),
+            "twins": render([twin(scene, rng) for scene in scenes], self.preset.clip.image_size),
+            "small": render(scenes, self.preset.decoder.image_size),
+        }
         return {"tokens": tokens.to(self.device), **{name: to_tensor(array).to(self.device) for name, array in pictures.items()}}
 
     def draw(self, step: int, size: int, stage: str) -> tuple[np.ndarray, np.random.Generator]:
@@ -113,7 +118,8 @@ def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
     config = run.preset.clip
 
     def batch(step: int) -> Batch:
-        index, rng = run.draw(step, settings.batch_size, "clip")
+        index, rng = run.draw(step, settings.batch_size // 2, "clip")
+        index = np.sort(np.concatenate([index - index % 2, index - index % 2 + 1]))  # each beside its twin
         images = to_tensor(run.world.pictures[index])
         soft = rng.permutation(len(index))[: len(index) // SOFT_SHARE]
         images[soft] = resize(to_tensor(run.world.small[index[soft]]), (config.image_size, config.image_size))
@@ -130,8 +136,10 @@ def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
         tokens, mask = trim(run.validation["tokens"])
         images, texts = model.encode_image(run.validation["pictures"]), model.encode_text(tokens, mask)
         right = (images @ texts.T).argmax(dim=1) == torch.arange(len(images), device=run.device)
+        nearer = (images * texts).sum(dim=1) > (model.encode_image(run.validation["twins"]) * texts).sum(dim=1)
         value = contrastive_loss(images, texts, model.scale(), same_captions(tokens))
-        return {"validation_loss": float(value), "retrieval": float(right.float().mean()), "scale": float(model.scale())}
+        figures = {"validation_loss": value, "retrieval": right.float().mean(), "against_twin": nearer.float().mean(), "scale": model.scale()}
+        return {name: float(figure) for name, figure in figures.items()}
 
     return CLIP(config), batch, loss, {"validate": validate}
 

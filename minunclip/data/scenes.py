@@ -170,6 +170,26 @@ def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
     return Scene((first, second), background, relation)
 
 
+def twin(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same scene but for one thing that a caption may say: a pair changes places, or a lone thing or all that are alike its shape or texture.
+
+    Beside its twin a picture cannot be told by its colours and background alone. CLIP needs such neighbours to learn shapes and who is
+    where (Yuksekgonul et al. 2023): among random scenes it need not. A twin of a training scene is a training scene: nothing held out.
+    """
+    if scene.relation in OPPOSITE and rng.random() < 0.5:
+        first, second = scene.things
+        return replace(scene, things=(replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y)), relation=OPPOSITE[scene.relation])
+    while True:
+        attribute, values = (("shape", SHAPES), ("shape", SHAPES), ("texture", TEXTURES), ("colour", tuple(COLOURS)))[rng.integers(4)]
+        new: dict[str, Any] = {attribute: values[rng.integers(len(values))]}
+        changed = replace(scene.things[0], **new)
+        alike = scene.relation is None
+        fits = scene.relation != "inside" or changed.colour != scene.things[1].colour
+        others = tuple(replace(t, **new) if alike else t for t in scene.things[1:])
+        if changed != scene.things[0] and fits and not is_held_out(changed.texture, changed.colour, changed.shape):
+            return replace(scene, things=(changed, *others))
+
+
 def sample_scenes(count: int, seed: int, held_out: bool = False) -> list[Scene]:
     """`count` random scenes; the same seed gives the same scenes. Training uses held_out=False, evaluation True."""
     rng = np.random.default_rng([seed, int(held_out)])

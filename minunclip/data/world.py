@@ -18,7 +18,7 @@ from torch import Tensor
 from minunclip.config import Preset
 from minunclip.data.captions import LEVELS, caption
 from minunclip.data.render import render
-from minunclip.data.scenes import sample_scenes
+from minunclip.data.scenes import sample_scenes, twin
 from minunclip.data.tokenizer import Tokenizer
 
 HELD_OUT_SEED = 1_000_003  # evaluation scenes are the same whatever seed a training used
@@ -79,7 +79,9 @@ def build_world(preset: Preset, folder: Path, seed: int = 0) -> World:
     if not (home / "done").exists():
         home.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        scenes = sample_scenes(config.training_scenes, seed)
+        scenes = sample_scenes(config.training_scenes // 2, seed)
+        rng = np.random.default_rng([seed, 9])
+        scenes = [one for scene in scenes for one in (scene, twin(scene, rng))]  # scene i and its twin i + 1, i even
         texts = training_captions(scenes, seed)
         tokenizer = Tokenizer.train((text for row in texts for text in row), preset.clip.vocabulary_size)
         tokenizer.save(home / "tokenizer.json")

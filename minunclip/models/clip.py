@@ -1,8 +1,8 @@
 """CLIP: an image tower and a text tower that agree on one embedding. unCLIP is its inverse.
 
 Paper: App. C (ViT-H/16 at 256 x 256 and a causal text transformer); the method is that of Radford et al. 2021.
-Differences from the paper: trained with AdamW, not SAM; no dropout; the loss knows of captions that occur twice in a
-batch, which is rare on the web and common in a small captioned world.
+Differences from the paper: trained with AdamW or Muon, not SAM; no dropout; on a CPU a few convolutions before the vision transformer; the
+loss knows of captions that occur twice in a batch, which is rare on the web and common in a small captioned world.
 """
 
 import math
@@ -28,7 +28,10 @@ class CLIP(nn.Module):
         patches = (config.image_size // config.patch_size) ** 2
 
         # A convolution whose stride is its size is a linear map of each patch, and faster so on a CPU.
-        self.patch_embedding = nn.Linear(3 * config.patch_size**2, vision, bias=False)
+        convolutions = config.stem == "convolutions"
+        self.stem = _convolutions(config) if convolutions else nn.Identity()
+        self.patch_side = 1 if convolutions else config.patch_size
+        self.patch_embedding = nn.Linear((vision if convolutions else 3) * self.patch_side**2, vision, bias=False)
         self.class_token = nn.Parameter(vision**-0.5 * torch.randn(vision))
         self.image_positions = nn.Parameter(vision**-0.5 * torch.randn(1 + patches, vision))
         self.image_pre_norm = nn.LayerNorm(vision)
@@ -56,8 +59,8 @@ class CLIP(nn.Module):
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"expected images of shape (B, 3, {size}, {size}), got {tuple(images.shape)}: resize or crop them first")
-        side = self.config.patch_size
-        x = self.patch_embedding(rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=side, q=side))
+        x = self.stem(images)
+        x = self.patch_embedding(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_side, q=self.patch_side))
         x = torch.cat([repeat(self.class_token, "d -> b 1 d", b=len(x)).to(x.dtype), x], dim=1) + self.image_positions
         x = self.image_transformer(self.image_pre_norm(x), causal=False)
         return _unit_norm(self.image_projection(self.image_post_norm(x[:, 0])))
@@ -91,6 +94,19 @@ class CLIP(nn.Module):
         with torch.no_grad():
             self.logit_scale.clamp_(max=math.log(MAX_SCALE))
         return self.logit_scale.exp()
+
+
+def _convolutions(config: CLIPConfig) -> nn.Sequential:
+    """(B, 3, S, S) to (B, width, S / patch, S / patch): halves the picture until a patch is one pixel.
+
+    Source: Xiao et al. 2021, "Early convolutions help transformers see better".
+    """
+    halvings = config.patch_size.bit_length() - 1
+    widths = [3, *(config.vision.width >> (halvings - 1 - i) for i in range(halvings))]
+    layers: list[nn.Module] = []
+    for width_in, width_out in zip(widths, widths[1:]):
+        layers += [nn.Conv2d(width_in, width_out, 3, stride=2, padding=1), nn.GroupNorm(8, width_out), nn.GELU()]
+    return nn.Sequential(*layers)
 
 
 def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, scale: Tensor | float, same: Tensor | None = None) -> Tensor:
