@@ -228,3 +228,19 @@ def test_bad_input_is_named(model: CLIP) -> None:
         model.encode_text(torch.ones(1, 13, dtype=torch.int64), torch.ones(1, 13, dtype=torch.bool))
     with pytest.raises(ValueError, match="not a multiple of patch_size"):
         CLIP(replace(CONFIG, patch_size=5))
+
+
+@pytest.mark.parametrize(("stem", "reach"), [("patches", 0), ("convolutions", 8)])
+def test_convolutions_see_across_the_borders_of_patches_and_plain_patches_do_not(stem: str, reach: int) -> None:
+    torch.manual_seed(0)
+    tower = CLIP(replace(CONFIG, stem=stem, image_size=64)).eval()
+    for layer in tower.stem.modules():
+        if isinstance(layer, torch.nn.GroupNorm):  # a norm over the whole picture lets everything see a little of everything
+            layer.forward = lambda x: x  # type: ignore[method-assign]
+    pixels = images(1).new_zeros(1, 3, 64, 64).requires_grad_()
+    grid, side = tower.stem(pixels), tower.patch_side
+    assert (grid.shape[2] // side) ** 2 + 1 == tower.image_positions.shape[0] == 65
+    fourth = slice(3 * side, 4 * side)
+    gradient = torch.autograd.grad(grid[:, :, fourth, fourth].sum(), pixels)[0].abs().sum(dim=(0, 1))
+    seen = gradient.nonzero()
+    assert (int(seen.min()), int(seen.max())) == (24 - min(reach, 7), 31) if reach else (24, 31)

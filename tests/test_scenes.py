@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minunclip.data.scenes import COLOURS, OPPOSITE, POSITIONS, SHAPES, SIZES, TEXTURES, Thing, edit, holds, is_held_out, sample_scenes
+from minunclip.data.captions import caption, describes
+from minunclip.data.scenes import COLOURS, OPPOSITE, POSITIONS, SHAPES, SIZES, TEXTURES, Thing, edit, holds, is_held_out, sample_scenes, twin
 
 TRAINING, HELD_OUT = sample_scenes(1500, seed=0), sample_scenes(600, seed=0, held_out=True)
 
@@ -78,3 +79,18 @@ def test_edit_changes_the_first_thing_alone() -> None:
     assert (changed.things[0].colour, changed.things[0].size) == ("blue", "small")
     assert changed.things[1:] == scene.things[1:] and edit(changed, colour=scene.things[0].colour, size=scene.things[0].size) == scene
     assert np.allclose(changed.things[0].shade, scene.things[0].shade)
+
+
+def test_a_twin_is_another_scene_that_the_full_caption_is_not_true_of() -> None:
+    rng = np.random.default_rng(3)
+    for scene in TRAINING[:1500]:
+        other = twin(scene, rng)
+        assert (other.background, other.word, len(other.things)) == (scene.background, scene.word, len(scene.things))
+        assert not any(is_held_out(t.texture, t.colour, t.shape) for t in other.things)
+        assert describes(caption(scene, "full", rng), scene) and not describes(caption(scene, "full", rng), other)
+        if other.relation:
+            assert holds(other.relation, *other.things)
+        else:
+            assert len({(t.shape, t.colour, t.texture, t.size) for t in other.things}) == 1
+    changed = {scene.relation == twin(scene, rng).relation for scene in TRAINING if scene.relation in OPPOSITE}
+    assert changed == {True, False}

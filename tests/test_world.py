@@ -25,3 +25,11 @@ def test_a_run_folder_holds_one_world_and_settings_that_do_not_draw_do_not_chang
     assert build_world(replace(SMALL, upsampler2=replace(SMALL.upsampler2, diffusion=diffusion)), tmp_path).folder == world.folder
     with pytest.raises(ValueError, match="other settings or other code"):
         build_world(SMALL, tmp_path, seed=1)
+
+
+def test_every_other_scene_is_the_twin_of_the_one_before(tmp_path: Path) -> None:
+    """Twins share their background, and so most of their pixels; neighbours that are not twins share few."""
+    pictures = build_world(replace(SMALL, world=replace(SMALL.world, training_scenes=200)), tmp_path).pictures
+    same = [(one == other).all(axis=-1).mean() for one, other in zip(pictures, pictures[1:])]
+    assert min(same[::2]) > 0.3 and np.mean(same[::2]) > 2 * np.mean(same[1::2])
+    assert all((one != other).any() for one, other in zip(pictures[::2], pictures[1::2]))
