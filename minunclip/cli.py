@@ -15,11 +15,13 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
 
 from minunclip import report
 from minunclip.config import PRESETS, STAGES
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
+from minunclip.data.files import check_folder, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import to_tensor, to_uint8
@@ -59,15 +61,25 @@ def train(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    data: str | None = None,
+    init: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Train one stage, or all in order; settings that are not given are the preset's, `out` is runs/PRESET. A run that was cut short goes on.
 
+    `data`: a folder of your own pictures with captions (minunclip/data/files.py says how they are found), in place of the captioned world; the
+    checker, which reads that world, is then no part of "all". `init`: a folder of weights to start from, such as data/weights.
     With --dry_run (or --dry-run) the settings and parameter counts are printed, and nothing is done.
     """
-    run = Run(preset_named(preset), Path(out or f"runs/{preset}"), pick_device(device), seed)
+    if data is not None and stage == "checker":
+        raise ValueError("the checker reads scenes of the captioned world and cannot learn from other pictures: leave --data out")
+    if init is not None and not (Path(init) / "tokenizer.json").is_file():
+        raise ValueError(f"{init} has no tokenizer.json: give --init a folder of packed weights, such as data/weights")
+    folders = [None if path is None else Path(path) for path in (data, init)]
+    run = Run(preset_named(preset), Path(out or f"runs/{preset}"), pick_device(device), seed, *folders)
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "precision": precision}
-    for name in STAGES if stage == "all" else (stage,):
+    everything = [name for name in STAGES if data is None or name != "checker"]
+    for name in everything if stage == "all" else (stage,):
         settings = replace(run.preset.training[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
         if min(settings.steps, settings.batch_size) < 1 or settings.learning_rate <= 0:
             raise ValueError("steps and batch_size must be at least 1, and learning_rate above 0")
@@ -265,6 +277,27 @@ def preview(out: str = "preview.png", seed: int = 0, count: int = 32, held_out: 
         print(caption(scene, LEVELS[i % len(LEVELS)], rng))
 
 
+def check(folder: str, out: str | None = None) -> None:
+    """Say what a training on a folder of your own pictures would use and what it would skip; with `out`, draw some of them."""
+    if out is not None:
+        require_folder("out", out)
+        if Path(out).suffix.lower() != ".png":
+            raise ValueError(f"{out} is no name for a picture: --out must end in .png")
+    found = check_folder(Path(folder), tqdm)
+    print(f"{len(found.pictures)} pictures can be used, {len(found.skipped)} are skipped ({found.reasons() or 'none'})")
+    for name, reason in found.skipped:
+        print(f"  {name}: {reason}")
+    lengths = sorted(len(text.split()) for _, captions in found.pictures for text in captions)
+    if lengths:
+        print(f"{len(lengths)} captions, of {lengths[0]} to {lengths[-1]} words, half of them up to {lengths[len(lengths) // 2]}")
+    for low in range(0, max(lengths, default=-1) + 1, 5):
+        count = sum(low <= length < low + 5 for length in lengths)
+        print(f"  {low:3} to {low + 4:3} words: {count:6} {'#' * round(40 * count / len(lengths))}")
+    if out is not None and found.pictures:
+        shown = found.pictures[:: max(1, len(found.pictures) // 32)][:32]
+        save_picture(Path(out), tile(np.stack([np.asarray(read_square(path).resize((128, 128))) for path, _ in shown])), {"folder": folder})
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "sample": sample,
@@ -272,10 +305,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "experiment": experiment,
     "data preview": preview,
+    "data check": check,
     "info": info,
     "pack": pack,
 }
-POSITIONAL = {"train": ("stage",), "sample": ("captions",), "demo": ("prompt",), "experiment": ("name",), "pack": ("run", "weights")}
+POSITIONAL = {"train": ("stage",), "sample": ("captions",), "demo": ("prompt",), "experiment": ("name",), "pack": ("run", "weights"), "data check": ("folder",)}
 
 
 class OneLineParser(ArgumentParser):
@@ -306,12 +340,15 @@ def make_parser() -> ArgumentParser:
     """One sub-command a function; `data` has sub-commands of its own."""
     parser = OneLineParser(prog="minunclip", description="unCLIP, trained from scratch.")
     commands = parser.add_subcommands(required=True)
-    data = OneLineParser(description="The captioned world.")
+    data = OneLineParser(description="The captioned world, or your own pictures.")
     for name in COMMANDS:
         if " " not in name:
             commands.add_subcommand(name, _command(name))
     commands.add_subcommand("data", data)
-    data.add_subcommands(required=True).add_subcommand("preview", _command("data preview"))
+    looks = data.add_subcommands(required=True)
+    for name in COMMANDS:
+        if name.startswith("data "):
+            looks.add_subcommand(name.removeprefix("data "), _command(name))
     return parser
 
 

@@ -7,6 +7,7 @@ CLIP first; then, on its frozen embeddings, the two priors and the decoder; the 
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,10 @@ from torch import Tensor, nn
 
 from minunclip.config import PRESETS, STAGES, Preset, TrainingConfig, UpsamplerConfig
 from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batches, reader_error, reader_scenes
+from minunclip.data.files import build_collection
+from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes, twin
+from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import World, build_world, save_array, to_tensor, to_uint8, training_captions, trim
 from minunclip.diffusion import Schedule, make_schedule
 from minunclip.loading import load_model, load_weights
@@ -52,10 +56,15 @@ class Run:
     folder: Path
     device: torch.device
     seed: int = 0
+    data: Path | None = None  # a folder of your own pictures; without it, the captioned world
+    init: Path | None = None  # a folder of weights to start from
 
     @cached_property
     def world(self) -> World:
-        return build_world(self.preset, self.folder / "data", self.seed)
+        if self.data is None:
+            return build_world(self.preset, self.folder / "data", self.seed)
+        tokenizer = None if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
+        return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer)
 
     @cached_property
     def clip(self) -> CLIP:
@@ -81,9 +90,10 @@ class Run:
 
     @cached_property
     def validation(self) -> Batch:
-        """Pairs of the held-out split that validation losses are computed on: never trained on, never used for the reported figures."""
-        from minunclip.data.render import render
-
+        """Pairs that validation losses are computed on: never trained on, never used for the reported figures. The world has twins too."""
+        if self.world.held is not None:
+            held = {name: to_tensor(self.world.held[name].copy()).to(self.device) for name in ("pictures", "small")}
+            return {**held, "tokens": torch.from_numpy(self.world.held["captions"][:, 0].astype(np.int64)).to(self.device)}
         scenes = sample_scenes(min(256, self.preset.world.validation_scenes), seed=self.seed + 2, held_out=True)
         texts = [row[-1] for row in training_captions(scenes, self.seed + 2)]
         tokens = self.world.tokenizer(texts, self.preset.clip.context_length)[0]
@@ -118,8 +128,10 @@ def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
     config = run.preset.clip
 
     def batch(step: int) -> Batch:
-        index, rng = run.draw(step, settings.batch_size // 2, "clip")
-        index = np.sort(np.concatenate([index - index % 2, index - index % 2 + 1]))  # each beside its twin
+        twins = run.world.held is None
+        index, rng = run.draw(step, settings.batch_size // (2 if twins else 1), "clip")
+        if twins:
+            index = np.sort(np.concatenate([index - index % 2, index - index % 2 + 1]))  # each beside its twin
         images = to_tensor(run.world.pictures[index])
         soft = rng.permutation(len(index))[: len(index) // SOFT_SHARE]
         images[soft] = resize(to_tensor(run.world.small[index[soft]]), (config.image_size, config.image_size))
@@ -136,9 +148,11 @@ def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
         tokens, mask = trim(run.validation["tokens"])
         images, texts = model.encode_image(run.validation["pictures"]), model.encode_text(tokens, mask)
         right = (images @ texts.T).argmax(dim=1) == torch.arange(len(images), device=run.device)
-        nearer = (images * texts).sum(dim=1) > (model.encode_image(run.validation["twins"]) * texts).sum(dim=1)
         value = contrastive_loss(images, texts, model.scale(), same_captions(tokens))
-        figures = {"validation_loss": value, "retrieval": right.float().mean(), "against_twin": nearer.float().mean(), "scale": model.scale()}
+        figures = {"validation_loss": value, "retrieval": right.float().mean(), "scale": model.scale()}
+        if "twins" in run.validation:
+            nearer = (images * texts).sum(dim=1) > (model.encode_image(run.validation["twins"]) * texts).sum(dim=1)
+            figures["against_twin"] = nearer.float().mean()
         return {name: float(figure) for name, figure in figures.items()}
 
     return CLIP(config), batch, loss, {"validate": validate}
@@ -181,7 +195,7 @@ def prior_stage(run: Run, settings: TrainingConfig) -> Trained:
         timestep = torch.randint(schedule.steps, (len(z_i),), generator=fixed).to(z_i.device)
         noise = torch.randn(z_i.shape, generator=fixed).to(z_i)
         value = prior_loss(model, schedule, z_i, encoded, mask, z_t, timestep, noise).mean()
-        drawn, _, _ = sample_prior(model, schedule, encoded[:64], mask[:64], z_t[:64], seeds=range(64), steps=10)
+        drawn, _, _ = sample_prior(model, schedule, encoded[:64], mask[:64], z_t[:64], seeds=range(len(z_t[:64])), steps=10)
         return {"validation_loss": float(value), "cosine": float((drawn * z_i[:64]).sum(dim=1).mean())}
 
     return DiffusionPrior(config), _embedding_batch(run, settings, "prior"), loss, {"validate": validate}
@@ -260,6 +274,8 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
     first = stage == "upsampler1"
     high = run.world.middle if first else run.world.parts
 
+    last = np.arange(len(high) - min(GRID, len(high) // 2), len(high))  # never trained on
+
     def pairs(index: np.ndarray, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         target = to_tensor(high[index])
@@ -273,13 +289,11 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([run.seed, STAGES.index(stage), step])
-        return pairs(rng.integers(len(high) - GRID, size=settings.batch_size), int(rng.integers(2**31)))
+        return pairs(rng.integers(last[0], size=settings.batch_size), int(rng.integers(2**31)))
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, Upsampler)
         return upsampler_loss(model, schedule, data["images"], data["low"], *_image_loss(schedule, data["images"])).mean()
-
-    last = np.arange(len(high) - GRID, len(high))  # never trained on
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
@@ -318,6 +332,8 @@ def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tup
         settings = replace(settings, precision="fp32")  # without the instructions bf16 is emulated, and slower
     if stage in ("prior", "ar-prior", "decoder"):
         _ = run.clip  # where there is none this raises, before anything is written
+    if stage != "checker":
+        _ = run.world  # so does a folder of pictures that is of no use
     torch.manual_seed(run.seed)
     if stage == "clip" and settings.accumulation > 1:
         raise TrainingError("clip: accumulation must be 1, since the contrastive loss compares all pairs of a batch with each other")
@@ -344,18 +360,23 @@ def commit() -> str:
     return name + ("+" if changed else "")
 
 
-def train(
-    stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, init: Path | None = None, stop_after: int | None = None
-) -> nn.Module:
-    """Trains one stage of STAGES in `run.folder / stage` and returns its moving average. `init`: a folder with weights to start from."""
+def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, stop_after: int | None = None) -> nn.Module:
+    """Trains one stage of STAGES in `run.folder / stage` and returns its moving average."""
+    if run.init is not None:
+        for other in STAGES:  # those that are not trained further are used, and packed, as they are
+            if (run.init / other).is_dir() and not (run.folder / other).exists():
+                (run.folder / other).mkdir(parents=True)
+                for name in ("config.json", "model.safetensors"):
+                    shutil.copyfile(run.init / other / name, run.folder / other / name)
     settings, model, batch, loss, looks = prepare(stage, run, settings)
-    if init is not None:
-        load_weights(model, init / "model.safetensors")
+    if run.init is not None:
+        load_weights(model, run.init / stage / "model.safetensors")
     config = json.loads(json.dumps(asdict(model.config)))  # type: ignore[call-overload]
     folder = run.folder / stage
     folder.mkdir(parents=True, exist_ok=True)
     if not (resume and (folder / "training.pt").exists()):
         facts = {"commit": commit(), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.device}, torch {torch.__version__}"}
+        facts |= {name: str(path) for name, path in (("data", run.data), ("init", run.init)) if path is not None}
         write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))
     return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, stop_after=stop_after, **looks)
 

@@ -36,6 +36,7 @@ class World:
     parts: np.ndarray  # random quarters of other scenes at the size that the second upsampler draws
     parts_small: np.ndarray  # the same quarters at the size that it is shown
     tokenizer: Tokenizer
+    held: dict[str, np.ndarray] | None = None  # pictures, small and captions kept for validation; the captioned world draws its own
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -71,11 +72,7 @@ def build_world(preset: Preset, folder: Path, seed: int = 0) -> World:
     words = (preset.clip.vocabulary_size, preset.clip.context_length)
     key = hashlib.sha256(repr((asdict(config), sizes, words, seed)).encode() + _drawing_code()).hexdigest()[:12]
     home = folder / f"world-{key}"
-    others_there = [path.name for path in folder.glob("world-*") if path != home]
-    if others_there:
-        # models trained on one world know nothing of the tokens and pictures of another
-        raise ValueError(f"{folder} holds {others_there[0]}, drawn with other settings or other code: give another --out, or delete the whole run")
-    names = ("pictures", "small", "captions", "middle", "parts", "parts_small")
+    require_only(home)
     if not (home / "done").exists():
         home.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
@@ -103,8 +100,21 @@ def build_world(preset: Preset, folder: Path, seed: int = 0) -> World:
         (home / "done").touch()
         seconds = time.perf_counter() - start
         print(f"world: {len(scenes):,} scenes drawn in {seconds:.0f} s ({len(scenes) / seconds:,.0f} a second), {_size(home) / 1e6:,.0f} MB", flush=True)
-    mapped = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in names}
-    return World(folder=home, **mapped, tokenizer=Tokenizer.load(home / "tokenizer.json"))
+    return load_world(home)
+
+
+def require_only(home: Path) -> None:
+    """ValueError where another world stands beside `home`: models trained on one know nothing of the tokens and pictures of another."""
+    others = [path.name for path in home.parent.glob("world-*") if path != home]
+    if others:
+        raise ValueError(f"{home.parent} holds {others[0]}, of other data, settings or code: give another --out, or delete the whole run")
+
+
+def load_world(home: Path) -> World:
+    """Maps the arrays of a folder that `build_world` or `files.build_collection` has filled."""
+    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in ("pictures", "small", "captions", "middle", "parts", "parts_small")}
+    held = {path.stem.removeprefix("held-"): np.load(path, mmap_mode="r") for path in home.glob("held-*.npy")}
+    return World(folder=home, **arrays, tokenizer=Tokenizer.load(home / "tokenizer.json"), held=held or None)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -1,0 +1,233 @@
+"""Your own pictures in place of the captioned world: a folder of pictures and captions, read with care, once, into arrays on disk.
+
+Captions stand in `metadata.jsonl` or `metadata.csv` (columns file_name and text), in `captions.json` (COCO's format), or beside each picture in a
+text file of the same name, one caption a line. A file that cannot be used is skipped, counted by its reason, and listed in `skipped.jsonl`.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from minunclip.config import Preset
+from minunclip.data.tokenizer import Tokenizer
+from minunclip.data.world import World, load_world, require_only
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # read by content, whatever the file's name; none of them runs a program
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")  # what counts as a picture where no list names them
+MOST_PIXELS = 64_000_000  # a larger picture may be a decompression bomb
+MOST_CAPTIONS = 8  # a picture
+MOST_SKIPPED = 0.5  # of all files: with more, the folder is not what its owner thinks
+FEWEST = 20  # pictures to learn from
+HELD_OUT = 10  # one picture in so many is kept for validation, 256 at most
+
+
+class Unusable(Exception):
+    """A file that cannot be learned from; the message is the reason, the same for all of its kind."""
+
+
+@dataclass
+class Listing:
+    """What a folder holds: pictures with their captions, and what was skipped, with the reason."""
+
+    pictures: list[tuple[Path, tuple[str, ...]]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def reasons(self) -> str:
+        """Counts by reason, the most frequent first."""
+        return ", ".join(f"{count} {reason}" for reason, count in Counter(reason for _, reason in self.skipped).most_common())
+
+
+def list_folder(folder: Path) -> Listing:
+    """Every picture of a folder with its captions. No picture is opened yet; ValueError where there is no folder."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give --data a folder of pictures with captions")
+    listing, named = Listing(), set()
+    for name, captions in _entries(folder):
+        try:
+            path = _inside(folder, name)
+            if path in named:
+                raise Unusable("named twice")
+            named.add(path)
+            texts = tuple(dict.fromkeys(" ".join(text.split()) for text in _decoded(captions) if text.strip()))
+            if not texts:
+                raise Unusable("without a caption")
+            listing.pictures.append((path, texts[:MOST_CAPTIONS]))
+        except Unusable as reason:
+            listing.skipped.append((name, str(reason)))
+    listing.pictures.sort()
+    return listing
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file of that name, if it is in the folder once all links are followed."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise Unusable("outside the folder")
+    if not path.is_file():
+        raise Unusable("not there")
+    return path
+
+
+def _decoded(captions: bytes | list[str]) -> list[str]:
+    if isinstance(captions, list):
+        return captions
+    try:
+        return captions.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise Unusable("with a caption that is not UTF-8") from None
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, bytes | list[str]]]:
+    """File names and captions as the folder's list gives them, or else the text file beside each picture."""
+    lists = [name for name in ("metadata.jsonl", "metadata.csv", "captions.json") if (folder / name).is_file()]
+    if len(lists) > 1:
+        raise ValueError(f"{folder} has {' and '.join(lists)}: keep one of them")
+    if not lists:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in SUFFIXES:
+                text = path.with_suffix(".txt")
+                yield path.relative_to(folder).as_posix(), text.read_bytes() if text.is_file() else b""
+        return
+    source = folder / lists[0]
+    try:
+        content = source.read_text(encoding="utf-8-sig")
+        rows = {".jsonl": _json_lines, ".csv": _csv_rows, ".json": _coco}[source.suffix](content)
+        yield from [(str(name), [str(text) for text in texts]) for name, texts in rows]
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} is not UTF-8 text: save it with that encoding") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{source} is not as expected ({type(error).__name__}: {error}): see the head of minunclip/data/files.py") from None
+
+
+def _json_lines(content: str) -> list[tuple[str, list[str]]]:
+    rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+    return [(row["file_name"], row["text"] if isinstance(row["text"], list) else [row["text"]]) for row in rows]
+
+
+def _csv_rows(content: str) -> list[tuple[str, list[str]]]:
+    texts: dict[str, list[str]] = {}
+    for row in csv.DictReader(io.StringIO(content)):  # a picture may have several rows
+        texts.setdefault(row["file_name"], []).append(row["text"] or "")
+    return list(texts.items())
+
+
+def _coco(content: str) -> list[tuple[str, list[str]]]:
+    found = json.loads(content)
+    texts: dict[int, list[str]] = {image["id"]: [] for image in found["images"]}
+    for note in found["annotations"]:
+        texts[note["image_id"]].append(note["caption"])
+    return [(image["file_name"], texts[image["id"]]) for image in found["images"]]
+
+
+def read_square(path: Path) -> Image.Image:
+    """The middle square of a picture in RGB, upright, transparency on white, of an animation the first frame. Unusable where it cannot be read."""
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
+            if image.width * image.height > MOST_PIXELS:
+                raise Unusable(f"of more than {MOST_PIXELS / 1e6:.0f} million pixels")
+            image.load()
+            upright: Image.Image = ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError:
+        raise Unusable(f"of more than {MOST_PIXELS / 1e6:.0f} million pixels") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise Unusable("empty" if path.stat().st_size == 0 else "no picture" if isinstance(error, Image.UnidentifiedImageError) else "broken") from None
+    if upright.mode.startswith("I"):  # 16 bits a pixel
+        upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if upright.mode in ("RGBA", "LA", "PA", "La") or "transparency" in upright.info:
+        seen = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    side = min(upright.size)
+    left, top = (upright.width - side) // 2, (upright.height - side) // 2
+    return upright.convert("RGB").crop((left, top, left + side, top + side))
+
+
+def check_folder(folder: Path, progress: Any = iter) -> Listing:
+    """`list_folder`, with every picture opened once: what a training would use, and what it would skip."""
+    listing = list_folder(folder)
+    good = []
+    for path, captions in progress(listing.pictures):
+        try:
+            read_square(path)
+            good.append((path, captions))
+        except Unusable as reason:
+            listing.skipped.append((path.relative_to(folder).as_posix(), str(reason)))
+    return Listing(good, listing.skipped)
+
+
+def _sized(square: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+
+
+def build_collection(preset: Preset, source: Path, folder: Path, seed: int = 0, tokenizer: Tokenizer | None = None) -> World:
+    """Reads a folder of pictures into arrays under `folder`, or maps what an earlier call has read.
+
+    Without a `tokenizer` (that of the weights to start from) one is trained on the captions. ValueError where too few files are usable.
+    """
+    listing = list_folder(source)
+    sizes = (preset.clip.image_size, preset.decoder.image_size, preset.upsampler1.high_size, preset.upsampler2.low_size, preset.upsampler2.high_size)
+    stamps = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns, captions) for path, captions in listing.pictures]
+    words = (preset.clip.vocabulary_size, preset.clip.context_length, tokenizer.merges if tokenizer else None)
+    home = folder / f"world-{hashlib.sha256(repr((stamps, sizes, words, seed)).encode()).hexdigest()[:12]}"
+    require_only(home)
+    if (home / "done").exists():
+        return load_world(home)
+
+    count = len(listing.pictures)
+    names = {"pictures": sizes[0], "small": sizes[1], "middle": sizes[2], "parts": sizes[4] // 4, "parts_small": sizes[3] // 4}
+    home.mkdir(parents=True, exist_ok=True)
+    raw = {name: np.lib.format.open_memmap(home / f".{name}.tmp", "w+", np.uint8, (max(1, count), side, side, 3)) for name, side in names.items()}
+    texts: list[tuple[str, ...]] = []
+    ranks: list[str] = []
+    rng = np.random.default_rng([seed, 8])
+    grid = 3 * sizes[3] // 4 + 1  # a quarter starts on a whole pixel of the smaller picture
+    for path, captions in listing.pictures:
+        try:
+            square = read_square(path)
+        except Unusable as reason:
+            listing.skipped.append((path.relative_to(source).as_posix(), str(reason)))
+            continue
+        row = len(texts)
+        for name in ("pictures", "small", "middle"):
+            raw[name][row] = _sized(square, names[name])
+        x, y = (int(start) for start in rng.integers(grid, size=2))
+        for name, whole in (("parts", sizes[4]), ("parts_small", sizes[3])):
+            left, top = x * whole // sizes[3], y * whole // sizes[3]
+            raw[name][row] = _sized(square, whole)[top : top + whole // 4, left : left + whole // 4]
+        texts.append(captions)
+        ranks.append(hashlib.sha256(path.relative_to(source).as_posix().encode()).hexdigest())
+    total = len(texts) + len(listing.skipped)
+    if len(texts) < FEWEST or len(listing.skipped) > MOST_SKIPPED * total:
+        for name in names:
+            (home / f".{name}.tmp").unlink()
+        home.rmdir()
+        skipped = listing.reasons() or "none"
+        raise ValueError(f"{source}: {len(texts)} of {total} pictures can be used, at least {FEWEST} and half are needed; skipped: {skipped}")
+
+    order = np.argsort(ranks)  # by name, but well mixed: who is held out does not change when pictures are added
+    held = min(256, max(1, len(texts) // HELD_OUT))
+    tokenizer = tokenizer or Tokenizer.train((text for row in texts for text in row), preset.clip.vocabulary_size)
+    tokenizer.save(home / "tokenizer.json")
+    most = max(len(captions) for captions in texts)
+    every = tokenizer([captions[k % len(captions)] for captions in texts for k in range(most)], preset.clip.context_length)[0].numpy().astype(np.uint16)
+    for split, rows in (("held-", order[:held]), ("", order[held:])):
+        for name in names:
+            if not split or name in ("pictures", "small"):
+                np.save(home / f"{split}{name}.npy", raw[name][rows])
+        np.save(home / f"{split}captions.npy", every.reshape(len(texts), most, -1)[rows])
+    for name in names:
+        (home / f".{name}.tmp").unlink()
+    (home / "skipped.jsonl").write_text("".join(json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in listing.skipped))
+    (home / "done").touch()
+    print(f"{source}: {len(texts) - held} pictures to learn from, {held} held out, {len(listing.skipped)} skipped ({listing.reasons() or 'none'})", flush=True)
+    return load_world(home)

@@ -1,0 +1,185 @@
+"""Your own pictures: real files, good ones of every kind and broken ones of every kind, from the folder to a drawn picture."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minunclip.cli import main
+from minunclip.config import TINY
+from minunclip.data import files
+from minunclip.data.files import build_collection, check_folder, list_folder, read_square
+
+
+def scribble(seed: int, width: int = 60, height: int = 40) -> Image.Image:
+    colour = np.random.default_rng(seed).integers(0, 256, 3)
+    return Image.fromarray(np.broadcast_to(colour, (height, width, 3)).astype(np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Thirty good pictures with sidecar captions, some of them in a sub-folder."""
+    home = tmp_path / "pictures"
+    (home / "more").mkdir(parents=True)
+    for i in range(30):
+        path = home / ("more" if i % 3 == 0 else "") / f"{i:02}.png"
+        scribble(i).save(path)
+        path.with_suffix(".txt").write_text(f"picture {i}\nthe same, called {i}\n", encoding="utf-8")
+    return home
+
+
+def test_orientation_alpha_palette_grey_sixteen_bits_cmyk_and_animation(tmp_path: Path) -> None:
+    def read(image: Image.Image, name: str, **options: object) -> np.ndarray:
+        image.save(tmp_path / name, **options)
+        return np.asarray(read_square(tmp_path / name))
+
+    upright = scribble(0, 40, 40)
+    upright.paste((255, 0, 0), (0, 0, 40, 20))  # red above
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn me by 90 degrees clockwise"
+    assert np.array_equal(read(turned, "turned.png", exif=exif), np.asarray(upright))
+    clear = Image.new("RGBA", (8, 8), (0, 0, 255, 0))
+    assert (read(clear, "clear.png") == 255).all()  # on white, not the blue that hides in it
+    half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    assert abs(int(read(half, "half.png")[0, 0, 0]) - 127) <= 1
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.paste(1, (0, 0, 4, 8))
+    seen = read(palette, "palette.gif", transparency=0)
+    assert seen[0, 0].tolist() == [40, 50, 60] and seen[0, 7].tolist() == [255, 255, 255]
+    assert read(Image.new("L", (8, 8), 77), "grey.png")[0, 0].tolist() == [77] * 3
+    deep = Image.fromarray(np.full((8, 8), 200 * 256 + 9, np.uint16))
+    assert read(deep, "deep.png")[0, 0].tolist() == [200] * 3
+    assert read(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "print.jpg", quality=95)[0, 0, 0] > 200
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    assert read(frames[0], "moving.gif", save_all=True, append_images=frames[1:])[0, 0].tolist() == [255, 0, 0]
+    wide = scribble(1, 90, 30)
+    wide.paste((0, 255, 0), (30, 0, 60, 30))
+    assert (read(wide, "wide.bmp") == (0, 255, 0)).all()  # the middle, and not squeezed
+
+
+def test_broken_files_have_a_reason_each(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "01.png").read_bytes()
+    Image.effect_noise((64, 64), 50).save(folder / "noise.png")
+    noise = (folder / "noise.png").read_bytes()
+    Image.new("1", (9000, 9000)).save(folder / "bomb.png")
+    (folder / "noise.png").write_bytes(noise[: len(noise) // 2])
+    (folder / "nothing.png").write_bytes(b"")
+    (folder / "words.png").write_text("not a picture")
+    (folder / "latin.png").write_bytes(whole)
+    (folder / "silent.png").write_bytes(whole)
+    (folder / "alone.png").write_bytes(whole)
+    (tmp_path / "secret.png").write_bytes(whole)
+    os.symlink(tmp_path / "secret.png", folder / "link.png")
+    for name in ("noise", "bomb", "nothing", "words", "silent", "link"):
+        (folder / f"{name}.txt").write_text("a caption" if name != "silent" else " \n")
+    (folder / "latin.txt").write_bytes("café".encode("latin-1"))
+    (folder / "renamed.jpg").write_bytes(whole)  # a PNG by content: read all the same
+    (folder / "renamed.txt").write_text("renamed")
+    found = check_folder(folder)
+    assert dict(found.skipped) == {
+        "noise.png": "broken",
+        "bomb.png": "of more than 64 million pixels",
+        "nothing.png": "empty",
+        "words.png": "no picture",
+        "latin.png": "with a caption that is not UTF-8",
+        "silent.png": "without a caption",
+        "alone.png": "without a caption",
+        "link.png": "outside the folder",
+    }
+    assert len(found.pictures) == 31 and "2 without a caption" in found.reasons()
+    world = build_collection(TINY, folder, tmp_path / "data")
+    assert [json.loads(line)["reason"] for line in (world.folder / "skipped.jsonl").read_text().splitlines()].count("broken") == 1
+
+
+def test_lists_of_three_kinds_say_the_same_and_may_not_lead_out_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    scribble(1).save(tmp_path / "outside.png")
+    names = ["01.png", "more/00.png", "../outside.png", str(tmp_path / "outside.png"), "gone.png"]
+    captions = [["one", "another"], ["two"], ["three"], ["four"], ["five"]]
+    expected = [(folder / "01.png", ("one", "another")), (folder / "more" / "00.png", ("two",))]
+    coco = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [{"image_id": i, "caption": text} for i, texts in enumerate(captions) for text in texts],
+    }
+    rows = "".join(f"{name},{text}\n" for name, texts in zip(names, captions) for text in texts)
+    lines = "".join(json.dumps({"file_name": name, "text": texts if len(texts) > 1 else texts[0]}) + "\n" for name, texts in zip(names, captions))
+    for name, content in (("metadata.csv", "file_name,text\n" + rows), ("metadata.jsonl", lines + lines.splitlines()[0]), ("captions.json", json.dumps(coco))):
+        (folder / name).write_text(content)
+        found = list_folder(folder)
+        assert found.pictures == expected
+        twice = ["named twice"] if name == "metadata.jsonl" else []
+        assert [reason for _, reason in found.skipped] == ["outside the folder", "outside the folder", "not there", *twice]
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("metadata.jsonl", '{"file_name": "01.png"}'), ("metadata.jsonl", "{"), ("metadata.csv", "a,b\n1,2"), ("captions.json", "[]"), ("captions.json", "{}")],
+)
+def test_a_list_that_is_no_list_gets_one_line_that_names_it(folder: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / name).write_text(content)
+    assert main(["data", "check", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert name in error and len(error.splitlines()) == 1
+
+
+def test_a_collection_is_read_once_split_by_name_and_holds_what_the_pictures_show(folder: Path, tmp_path: Path) -> None:
+    world = build_collection(TINY, folder, tmp_path / "data")
+    assert world.held is not None and len(world) == 27 and len(world.held["pictures"]) == 3
+    assert world.captions.shape == (27, 2, TINY.clip.context_length)
+    by_caption = {world.tokenizer.decode([t for t in row[0].tolist() if t > 1]).strip(): picture for row, picture in zip(world.captions, world.pictures)}
+    for i in range(30):
+        if f"picture {i}" in by_caption:
+            assert (by_caption[f"picture {i}"] == np.asarray(scribble(i))[0, 0]).all()
+    assert len(by_caption) == 27 and world.parts.shape[1] == TINY.upsampler2.high_size // 4 and world.parts_small.shape[1] == TINY.upsampler2.low_size // 4
+    stamp = (world.folder / "pictures.npy").stat().st_mtime_ns
+    assert (build_collection(TINY, folder, tmp_path / "data").folder / "pictures.npy").stat().st_mtime_ns == stamp
+    (folder / "01.txt").write_text("changed")
+    with pytest.raises(ValueError, match="of other data"):
+        build_collection(TINY, folder, tmp_path / "data")
+
+
+def test_too_few_or_mostly_broken_pictures_stop_before_anything_is_kept(folder: Path, tmp_path: Path) -> None:
+    for i in range(31):
+        (folder / f"bad{i}.png").write_bytes(b"")
+        (folder / f"bad{i}.txt").write_text("bad")
+    with pytest.raises(ValueError, match="30 of 61 pictures .* 31 empty"):
+        build_collection(TINY, folder, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+    with pytest.raises(ValueError, match="is no folder"):
+        list_folder(tmp_path / "nowhere")
+    assert files.FEWEST == 20
+
+
+def test_from_a_folder_to_a_picture_from_scratch_and_from_weights(folder: Path, tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, weights = str(tmp_path / "run"), str(tmp_path / "weights")
+    assert main(["train", "all", "--preset", "tiny", "--data", str(folder), "--out", run, "--steps", "3"]) == 0
+    assert "27 pictures to learn from, 3 held out, 0 skipped" in capsys.readouterr().out
+    assert main(["pack", run, weights]) == 0
+    assert main(["sample", "picture 4", "--weights", weights, "--out", str(tmp_path / "made.png")]) == 0
+    assert Image.open(tmp_path / "made.png").size == (64, 64)
+
+    run, weights = str(tmp_path / "tuned"), str(tmp_path / "tuned-weights")
+    assert main(["train", "decoder", "--preset", "tiny", "--data", str(folder), "--init", str(tiny_weights), "--out", run, "--steps", "3"]) == 0
+    assert main(["pack", run, weights]) == 0
+    same = {
+        stage: (Path(weights) / stage / "model.safetensors").read_bytes() == (tiny_weights / stage / "model.safetensors").read_bytes()
+        for stage in ("clip", "decoder")
+    }
+    assert same == {"clip": True, "decoder": False}
+
+
+def test_folders_that_cannot_be_used_get_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (
+        ["train", "clip", "--preset", "tiny", "--data", str(tmp_path / "nowhere")],
+        ["train", "checker", "--preset", "tiny", "--data", str(folder)],
+        ["train", "clip", "--preset", "tiny", "--data", str(folder), "--init", str(tmp_path)],
+    ):
+        assert main([*options, "--out", str(tmp_path / "run")]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main(["data", "check", str(folder), "--out", str(tmp_path / "grid.png")]) == 0
+    assert "30 pictures can be used, 0 are skipped" in capsys.readouterr().out and (tmp_path / "grid.png").exists()
