@@ -52,8 +52,10 @@ def _card(run: Path, stage: str, preset: str) -> str:
     facts |= {name.replace("_", " "): f"{value:.6g}" for name, value in read_log(run / stage / "log.jsonl")[-1].items()}
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
     curve = "\n![loss against step, training and validation, on a logarithmic axis](loss.png)\n" if (run / stage / "loss.png").exists() else ""
-    data = "Data: scenes of the captioned world, drawn by `minunclip/data`; no picture from elsewhere. Licence: MIT, as the code."
-    return f"# {stage}\n\n{WHAT[stage]}\n\n{data}\n\n{LIMITS}\n\n| | |\n|---|---|\n{rows}{curve}"
+    data = "Data: scenes of the captioned world, drawn by `minunclip/data`; no picture from elsewhere. Licence: MIT, as the code.\n\n" + LIMITS
+    if "data" in facts:
+        data = f"Data: the pictures of {facts['data']}, whose licence holds for this model too. Figures and limits: not measured."
+    return f"# {stage}\n\n{WHAT[stage]}\n\n{data}\n\n| | |\n|---|---|\n{rows}{curve}"
 
 
 def pack(run: Path, weights: Path) -> None:

@@ -376,7 +376,7 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
     folder.mkdir(parents=True, exist_ok=True)
     if not (resume and (folder / "training.pt").exists()):
         facts = {"commit": commit(), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.device}, torch {torch.__version__}"}
-        facts |= {name: str(path) for name, path in (("data", run.data), ("init", run.init)) if path is not None}
+        facts |= {name: path.name for name, path in (("data", run.data), ("init", run.init)) if path is not None}
         write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))
     return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, stop_after=stop_after, **looks)
 

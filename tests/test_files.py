@@ -160,7 +160,9 @@ def test_from_a_folder_to_a_picture_from_scratch_and_from_weights(folder: Path, 
     assert main(["train", "all", "--preset", "tiny", "--data", str(folder), "--out", run, "--steps", "3"]) == 0
     assert "27 pictures to learn from, 3 held out, 0 skipped" in capsys.readouterr().out
     assert main(["pack", run, weights]) == 0
+    assert "the pictures of pictures" in (Path(weights) / "clip" / "card.md").read_text()
     assert main(["sample", "picture 4", "--weights", weights, "--out", str(tmp_path / "made.png")]) == 0
+    assert "never seen" not in capsys.readouterr().err
     assert Image.open(tmp_path / "made.png").size == (64, 64)
 
     run, weights = str(tmp_path / "tuned"), str(tmp_path / "tuned-weights")
