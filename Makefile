@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test weights evaluate bench notebooks
+.PHONY: demo test test-interop weights evaluate bench notebooks
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -18,6 +18,10 @@ test: .venv/ready
 	$(BIN)/ruff format --check minunclip tests benchmarks
 	$(BIN)/mypy
 	TQDM_DISABLE=1 $(BIN)/pytest -q --nbval-lax --nbval-cell-timeout=600 tests notebooks
+
+test-interop: .venv/ready
+	$(BIN)/pip install -q "transformers>=5" "diffusers>=0.35"
+	$(BIN)/pytest -q tests/test_interop.py
 
 weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu

@@ -17,6 +17,7 @@ class TransformerConfig:
     width: int
     layers: int
     heads: int
+    activation: Literal["gelu", "quick_gelu"] = "gelu"  # quick_gelu: x sigmoid(1.702 x), for OpenAI's CLIP, whose weights know it
 
 
 @dataclass(frozen=True)

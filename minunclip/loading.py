@@ -1,5 +1,6 @@
 """Reading models from folders: `config.json` and `model.safetensors`, strictly. No pickle is ever read here."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -29,15 +30,16 @@ MODELS: dict[str, tuple[type[nn.Module], type]] = {
 
 
 def config_from_json(kind: type, values: Any, where: str) -> Any:
-    """A (nested) config dataclass from what `json.load` gave; ValueError names a missing or unknown field."""
+    """A (nested) config dataclass from what `json.load` gave; ValueError names an unknown field, or a missing one that has no default."""
     hints = get_type_hints(kind)
-    if not isinstance(values, dict) or values.keys() != hints.keys():
-        got = set(values) if isinstance(values, dict) else set()
-        odd = sorted(hints.keys() ^ got)
+    got = set(values) if isinstance(values, dict) else set()
+    needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    odd = sorted((got - hints.keys()) | (needed - got))
+    if odd or not isinstance(values, dict):
         raise ValueError(f"{where} does not describe a {kind.__name__}: {'unknown' if odd and odd[0] in got else 'missing'} field {odd[0]!r}")
     fields = {}
-    for name, hint in hints.items():
-        value = values[name]
+    for name, value in values.items():
+        hint = hints[name]
         if hasattr(hint, "__dataclass_fields__"):
             value = config_from_json(hint, value, where)
         elif get_origin(hint) is tuple:

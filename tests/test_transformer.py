@@ -41,7 +41,7 @@ def test_attention_equals_torch(causal: bool, masked: bool) -> None:
 
 def test_block_equals_torch() -> None:
     torch.manual_seed(0)
-    ours = Block(WIDTH, HEADS)
+    ours = Block(TransformerConfig(WIDTH, 1, HEADS))
     theirs = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
     copy_attention(ours.attention, theirs.self_attn)
     for a, b in ((ours.norm1, theirs.norm1), (ours.norm2, theirs.norm2), (ours.mlp[0], theirs.linear1), (ours.mlp[2], theirs.linear2)):

@@ -71,15 +71,24 @@ class Attention(nn.Module):
         return self.to_out(rearrange(y, "b h n d -> b n (h d)")), (k, v)
 
 
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), an approximation of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, config: TransformerConfig):
         super().__init__()
+        width = config.width
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, config.heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        activation = nn.GELU() if config.activation == "gelu" else QuickGELU()
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), activation, nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, causal: bool, key_mask: Tensor | None = None, past: tuple[Tensor, Tensor] | None = None):
         attended, seen = self.attention(self.norm1(x), causal, key_mask, past)
@@ -92,7 +101,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         for name, parameter in self.named_parameters():
             if name.endswith(("to_out.weight", "mlp.2.weight")):  # GPT-2: the residual stream keeps its size at any depth
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))

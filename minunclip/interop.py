@@ -1,0 +1,147 @@
+"""CLIP's published weights in this package's CLIP: OpenAI's own (and open_clip's) and Hugging Face's state dicts.
+
+The models are the same but for names, and for three things that are folded into the weights here, so that nothing else needs to know of them:
+queries, keys and values lie in one matrix; pictures come in [-1, 1] instead of normalised by channel means, which a linear map of patches can take
+over; and the constant that this leaves goes into the positions. The activation is a field of the config. Karlo's weights: not yet.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from minunclip.config import CLIPConfig, TransformerConfig
+from minunclip.models.clip import CLIP
+
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what OpenAI's CLIP subtracts from pictures in [0, 1], and divides by
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+HEAD_CHANNELS = 64  # of every published CLIP: a state dict does not say
+
+# OpenAI's names, as patterns, and ours
+OPENAI = {
+    r"visual\.conv1\.weight": "patch_embedding.weight",
+    r"visual\.class_embedding": "class_token",
+    r"visual\.positional_embedding": "image_positions",
+    r"visual\.ln_pre\.(\w+)": r"image_pre_norm.\1",
+    r"visual\.ln_post\.(\w+)": r"image_post_norm.\1",
+    r"visual\.proj": "image_projection.weight",
+    r"token_embedding\.weight": "token_embedding.weight",
+    r"positional_embedding": "text_positions",
+    r"ln_final\.(\w+)": r"text_final_norm.\1",
+    r"text_projection": "text_projection.weight",
+    r"logit_scale": "logit_scale",
+}
+OPENAI_BLOCK = {
+    r"ln_1\.(\w+)": r"norm1.\1",
+    r"ln_2\.(\w+)": r"norm2.\1",
+    r"attn\.in_proj_(\w+)": r"attention.to_qkv.\1",
+    r"attn\.out_proj\.(\w+)": r"attention.to_out.\1",
+    r"mlp\.c_fc\.(\w+)": r"mlp.0.\1",
+    r"mlp\.c_proj\.(\w+)": r"mlp.2.\1",
+}
+HUGGING_FACE = {
+    r"vision_model\.embeddings\.patch_embedding\.weight": "visual.conv1.weight",
+    r"vision_model\.embeddings\.class_embedding": "visual.class_embedding",
+    r"vision_model\.embeddings\.position_embedding\.weight": "visual.positional_embedding",
+    r"vision_model\.pre_layrnorm\.(\w+)": r"visual.ln_pre.\1",
+    r"vision_model\.post_layernorm\.(\w+)": r"visual.ln_post.\1",
+    r"visual_projection\.weight": "visual.proj",
+    r"text_model\.embeddings\.token_embedding\.weight": "token_embedding.weight",
+    r"text_model\.embeddings\.position_embedding\.weight": "positional_embedding",
+    r"text_model\.final_layer_norm\.(\w+)": r"ln_final.\1",
+    r"text_projection\.weight": "text_projection",
+    r"logit_scale": "logit_scale",
+    r"text_model\.encoder\.layers\.(\d+)\.(.+)": r"transformer.resblocks.\1.\2",
+    r"vision_model\.encoder\.layers\.(\d+)\.(.+)": r"visual.transformer.resblocks.\1.\2",
+}
+HUGGING_FACE_BLOCK = {
+    r"layer_norm(\d)\.(\w+)": r"ln_\1.\2",
+    r"self_attn\.out_proj\.(\w+)": r"attn.out_proj.\1",
+    r"mlp\.fc1\.(\w+)": r"mlp.c_fc.\1",
+    r"mlp\.fc2\.(\w+)": r"mlp.c_proj.\1",
+}
+IGNORED = (r".*position_ids", r"input_resolution", r"context_length", r"vocab_size", r"attn_mask")  # no weights
+
+
+def _renamed(name: str, table: Mapping[str, str], where: str) -> str:
+    for pattern, new in table.items():
+        if match := re.fullmatch(pattern, name):
+            return match.expand(new)
+    raise ValueError(f"{where}: no CLIP with a vision transformer has {name!r}: these are weights of another model")
+
+
+def _openai_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's state dict with OpenAI's names and shapes: one matrix for queries, keys and values, projections that multiply from the left."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if "self_attn.k_proj" in name or "self_attn.v_proj" in name:
+            continue  # taken with its query
+        new = name
+        if "self_attn.q_proj" in name:
+            tensor = torch.cat([state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            new = name.replace("self_attn.q_proj.", "attn.in_proj_")
+        new = _renamed(new, HUGGING_FACE, "Hugging Face state dict")
+        if (block := re.fullmatch(r"(.*resblocks\.\d+\.)(.+)", new)) and "in_proj" not in new:
+            new = block[1] + _renamed(block[2], HUGGING_FACE_BLOCK, "Hugging Face state dict")
+        named[new] = tensor.T if new in ("visual.proj", "text_projection") else tensor
+    return named
+
+
+def clip_from_state_dict(state: Mapping[str, Tensor], activation: str = "quick_gelu", head_channels: int = HEAD_CHANNELS) -> CLIP:
+    """A CLIP of OpenAI's, open_clip's or Hugging Face's as this package's: same embeddings, for pictures in [-1, 1]; captions by `Tokenizer.from_clip`.
+
+    All of it is read off the state dict but for the activation (open_clip's own models have "gelu") and the channels a head. ValueError names
+    the first key that does not belong, is missing, or has another shape. Load the file with safetensors: a pickle can run anything.
+    """
+    given = {name: tensor for name, tensor in state.items() if not any(re.fullmatch(pattern, name) for pattern in IGNORED)}
+    if any(name.startswith("vision_model.") for name in given):
+        given = _openai_names(given)
+    ours: dict[str, Tensor] = {}
+    for name, tensor in given.items():
+        if block := re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name):
+            stack = "image_transformer" if block[1] else "text_transformer"
+            ours[f"{stack}.blocks.{block[2]}.{_renamed(block[3], OPENAI_BLOCK, 'state dict')}"] = tensor
+        else:
+            ours[_renamed(name, OPENAI, "state dict")] = tensor
+    try:
+        patches, positions, words = ours["patch_embedding.weight"], ours["image_positions"], ours["token_embedding.weight"]
+        context, embedding_dim = ours["text_positions"].shape[0], ours["image_projection.weight"].shape[1]
+    except KeyError as missing:
+        raise ValueError(f"the state dict has nothing for {missing}: these are not all the weights of a CLIP with a vision transformer") from None
+
+    # (x + 1) / 2 - mean, over std: a factor for each channel, and a constant, which every patch gets with its position
+    mean, std = (torch.tensor(values, dtype=patches.dtype)[None, :, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+    constant = (patches * (0.5 - mean) / std).sum(dim=(1, 2, 3))
+    ours["image_positions"] = torch.cat([positions[:1], positions[1:] + constant])
+    ours["patch_embedding.weight"] = (patches / (2 * std)).flatten(1)
+    for projection in ("image_projection.weight", "text_projection.weight"):
+        if projection in ours:
+            ours[projection] = ours[projection].T
+
+    def tower(name: str, width: int) -> TransformerConfig:
+        layers = len({key.split(".")[2] for key in ours if key.startswith(f"{name}.blocks.")})
+        return TransformerConfig(width, layers, width // head_channels, activation)  # type: ignore[arg-type]
+
+    side = patches.shape[2]
+    config = CLIPConfig(
+        image_size=side * round((len(positions) - 1) ** 0.5),
+        patch_size=side,
+        vision=tower("image_transformer", patches.shape[0]),
+        text=tower("text_transformer", words.shape[1]),
+        context_length=context,
+        vocabulary_size=words.shape[0],
+        embedding_dim=embedding_dim,
+    )
+    model = CLIP(config).to(patches.dtype)
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | ours.keys()):
+        if name not in ours:
+            raise ValueError(f"the state dict has nothing for {name!r}: a shard or a file is missing")
+        if name not in expected or ours[name].shape != expected[name].shape:
+            shapes = f"{tuple(ours[name].shape)}, not {tuple(expected[name].shape) if name in expected else 'there'}"
+            raise ValueError(f"the state dict's {name!r} has shape {shapes}: these are weights of another model")
+        if not torch.isfinite(ours[name]).all():
+            raise ValueError(f"the state dict's {name!r} has values that are not finite: half precision overflowed, or the file is damaged")
+    model.load_state_dict(ours)
+    return model.eval()

@@ -1,0 +1,136 @@
+"""The same features from the same weights: against transformers' CLIPModel, and a CLIP put together from PyTorch's own modules under OpenAI's names."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minunclip.interop import IMAGE_MEAN, IMAGE_STD, clip_from_state_dict
+
+WIDTH, TEXT_WIDTH, DIM, PATCH, SIDE, WORDS, CONTEXT, HEAD = 32, 48, 24, 8, 32, 99, 16, 16
+END = WORDS - 1
+
+
+class OpenAIBlock(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, width // HEAD, batch_first=True)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, attn_mask=mask, need_weights=False)[0]
+        hidden = self.mlp["c_fc"](self.ln_2(x))
+        return x + self.mlp["c_proj"](hidden * torch.sigmoid(1.702 * hidden))
+
+
+class OpenAIStack(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.resblocks = nn.ModuleList(OpenAIBlock(width) for _ in range(2))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x
+
+
+class OpenAIVision(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(WIDTH))
+        self.positional_embedding = nn.Parameter(torch.randn((SIDE // PATCH) ** 2 + 1, WIDTH))
+        self.ln_pre, self.ln_post, self.transformer = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH), OpenAIStack(WIDTH)
+        self.proj = nn.Parameter(torch.randn(WIDTH, DIM))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = self.conv1(pictures).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, WIDTH), x], dim=1) + self.positional_embedding
+        return self.ln_post(self.transformer(self.ln_pre(x))[:, 0]) @ self.proj
+
+
+class OpenAICLIP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual, self.transformer = OpenAIVision(), OpenAIStack(TEXT_WIDTH)
+        self.token_embedding, self.ln_final = nn.Embedding(WORDS, TEXT_WIDTH), nn.LayerNorm(TEXT_WIDTH)
+        self.positional_embedding = nn.Parameter(torch.randn(CONTEXT, TEXT_WIDTH))
+        self.text_projection = nn.Parameter(torch.randn(TEXT_WIDTH, DIM))
+        self.logit_scale = nn.Parameter(torch.tensor(3.0))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        mask = torch.full((length, length), -torch.inf, dtype=torch.float64).triu(1)
+        x = self.ln_final(self.transformer(self.token_embedding(tokens) + self.positional_embedding[:length], mask))
+        return x[torch.arange(len(x)), tokens.argmax(dim=1)] @ self.text_projection
+
+
+@pytest.fixture
+def captions() -> tuple[Tensor, Tensor]:
+    """Tokens with the end token at several places, padding behind, and the mask."""
+    tokens = torch.randint(1, END, (4, CONTEXT), generator=torch.Generator().manual_seed(1))
+    length = torch.tensor([CONTEXT, 3, 9, 5])[:, None]
+    place = torch.arange(CONTEXT)
+    return tokens.masked_fill(place == length - 1, END).masked_fill(place >= length, 0), place < length
+
+
+@pytest.fixture
+def pictures() -> Tensor:
+    return torch.rand(3, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def normalised(pictures: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+    return ((pictures + 1) / 2 - mean) / std
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours.double(), F.normalize(theirs.double(), dim=1), atol=1e-6, rtol=0)
+
+
+def test_openai_names(captions: tuple[Tensor, Tensor], pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    theirs = OpenAICLIP().double()
+    ours = clip_from_state_dict(theirs.state_dict(), head_channels=HEAD)
+    with torch.no_grad():
+        close(ours.encode_image(pictures), theirs.visual(normalised(pictures)))
+        close(ours.encode_text(*captions), theirs.encode_text(captions[0]))
+    assert ours.logit_scale.item() == 3.0 and ours.config.image_size == SIDE and ours.config.vision.layers == 2
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_hugging_face(captions: tuple[Tensor, Tensor], pictures: Tensor, activation: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    shared = {"num_hidden_layers": 2, "hidden_act": activation, "attention_dropout": 0.0}
+    text = {**shared, "hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "num_attention_heads": TEXT_WIDTH // HEAD, "eos_token_id": END}
+    vision = {**shared, "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": WIDTH // HEAD, "image_size": SIDE, "patch_size": PATCH}
+    config = transformers.CLIPConfig(
+        text_config={**text, "vocab_size": WORDS, "max_position_embeddings": CONTEXT, "bos_token_id": 1, "pad_token_id": 0},
+        vision_config=vision,
+        projection_dim=DIM,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.CLIPModel(config).double().eval()
+    ours = clip_from_state_dict(theirs.state_dict(), activation=activation, head_channels=HEAD)
+    tokens, mask = captions
+    with torch.no_grad():
+        image = theirs.visual_projection(theirs.vision_model(normalised(pictures)).pooler_output)
+        words = theirs.text_projection(theirs.text_model(tokens, attention_mask=mask.long()).pooler_output)
+        close(ours.encode_image(pictures), image)
+        close(ours.encode_text(tokens, mask), words)
+
+
+def test_weights_of_another_model_name_the_key() -> None:
+    state = OpenAICLIP().state_dict()
+    for change, message in (
+        ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "visual.layer1.0.conv1.weight"),
+        ({"visual.proj": torch.zeros(WIDTH + 1, DIM)}, "image_projection.weight"),
+        ({"ln_final.bias": torch.full((TEXT_WIDTH,), torch.inf)}, "not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            clip_from_state_dict({**state, **change}, head_channels=HEAD)
+    for lost in ("visual.conv1.weight", "transformer.resblocks.1.ln_2.weight", "text_projection"):
+        with pytest.raises(ValueError, match="nothing for"):
+            clip_from_state_dict({name: tensor for name, tensor in state.items() if name != lost}, head_channels=HEAD)
