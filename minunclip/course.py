@@ -218,6 +218,40 @@ def latent_factor(attempt: Callable[..., Any]) -> None:
         assert abs(size - 1) < 1e-3, f"times {got:.3g}, embeddings of {d} numbers have a mean square of {size:.3g}, not 1"
 
 
+# ---- 06 the decoder and guidance ----
+
+
+def drop_shares(attempt: Callable[..., Any]) -> None:
+    for p_z, p_y in ((0.1, 0.5), (0.2, 0.3), (0.0, 1.0)):
+        right, got = ((1 - p_z) * (1 - p_y), (1 - p_z) * p_y, p_z * (1 - p_y), p_z * p_y), tuple(attempt(p_z, p_y))
+        assert len(got) == 4 and abs(sum(got) - 1) < 1e-9, f"the four shares must sum to one, {got} do not"
+        advice = "an example sees a part with one minus the chance of its drop; order: both, embedding only, caption only, neither"
+        assert all(abs(a - b) < 1e-9 for a, b in zip(got, right)), f"with {p_z} and {p_y} the shares are {right}, not {got}: {advice}"
+
+
+def context(attempt: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    text, projected = torch.randn(2, 3, 5, generator=generator), torch.randn(2, 20, generator=generator)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    tokens, visible = attempt(text, mask, projected)
+    assert tokens.shape == (2, 7, 5), f"the context must be (B, L + 4, w), here (2, 7, 5), not {tuple(tokens.shape)}"
+    assert torch.equal(tokens[:, :3], text), "the caption's tokens come first"
+    assert torch.equal(tokens[:, 3:], projected.view(2, 4, 5)), "each of the four tokens is w neighbouring numbers of the projection"
+    assert visible.shape == (2, 7) and visible.dtype == torch.bool, "the mask must be of booleans, (B, L + 4)"
+    assert torch.equal(visible[:, :3], mask), "the caption's part of the mask stays as it is: padding must not be seen"
+    assert visible[:, 3:].all(), "the embedding's four tokens are always visible"
+
+
+def guided_six(attempt: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    told, untold = (torch.randn(2, 6, 4, 4, generator=generator) for _ in range(2))
+    for w in (1.0, 3.0):
+        got = attempt(told, untold, w)
+        assert got.shape == told.shape, f"the answer keeps its six channels, (2, 6, 4, 4), not {tuple(got.shape)}"
+        assert torch.allclose(got[:, 3:], told[:, 3:]), "the variance is that with the condition, and not guided: it would leave its range"
+        assert torch.allclose(got[:, :3], untold[:, :3] + w * (told - untold)[:, :3], atol=1e-5), "the first three channels go w times the way"
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     function.__name__: function
     for function in (
@@ -227,5 +261,6 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(jump, x_0_from_epsilon, cosine_betas),
         *(components_kept, to_bucket, top_half),
         *(sequence, guided, latent_factor),
+        *(drop_shares, context, guided_six),
     )
 }

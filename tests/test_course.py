@@ -59,6 +59,9 @@ SOLUTIONS = {
     "sequence": lambda text, *singles: torch.cat([text, torch.stack(singles, dim=1)], dim=1),
     "guided": lambda c, u, w: u + w * (c - u),
     "latent_factor": lambda d: math.sqrt(d),
+    "drop_shares": lambda z, y: ((1 - z) * (1 - y), (1 - z) * y, z * (1 - y), z * y),
+    "context": lambda text, mask, p: (torch.cat([text, p.view(len(p), 4, -1)], dim=1), torch.cat([mask, torch.ones(len(p), 4, dtype=torch.bool)], dim=1)),
+    "guided_six": lambda c, u, w: torch.cat([(u + w * (c - u))[:, :3], c[:, 3:]], dim=1),
 }
 MUTANTS = {  # plausible wrong answers, and what the student is told
     "slowest_stage": [(lambda seconds: max(seconds.values()), "the key"), (lambda seconds: max(seconds), "slowest"), (lambda _: "decoder", "slowest")],
@@ -131,6 +134,23 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda text, *singles: torch.cat([text, sum(singles)[:, None]], dim=1), "L \\+ 4"),
     ],
     "guided": [(lambda c, u, w: c + w * (c - u), "w times the way"), (lambda c, u, w: w * c + u, "w times the way")],
+    "drop_shares": [
+        (lambda z, y: ((1 - z) * (1 - y), z * (1 - y), (1 - z) * y, z * y), "order"),
+        (lambda z, y: (z * y, z * (1 - y), (1 - z) * y, (1 - z) * (1 - y)), "order"),
+        (lambda z, y: (1 - z, 1 - y, z, y), "sum to one"),
+    ],
+    "context": [
+        (lambda text, mask, p: (torch.cat([p.view(len(p), 4, -1), text], dim=1), mask), "first"),
+        (lambda text, mask, p: (torch.cat([text, p.view(len(p), -1, 4).mT], dim=1), mask), "neighbouring"),
+        (lambda text, mask, p: (torch.cat([text, p.view(len(p), 4, -1)], dim=1), torch.ones(len(p), 7, dtype=torch.bool)), "padding"),
+        (lambda text, mask, p: (torch.cat([text, p.view(len(p), 4, -1)], dim=1), torch.cat([mask, torch.zeros(len(p), 4).bool()], dim=1)), "always"),
+    ],
+    "guided_six": [
+        (lambda c, u, w: u + w * (c - u), "not guided"),
+        (lambda c, u, w: torch.cat([(c + w * (c - u))[:, :3], c[:, 3:]], dim=1), "w times the way"),
+        (lambda c, u, w: (u + w * (c - u))[:, :3], "six channels"),
+        (lambda c, u, w: torch.cat([(u + w * (c - u))[:, :3], u[:, 3:]], dim=1), "condition"),
+    ],
     "latent_factor": [(lambda d: d, "mean square"), (lambda d: 17.2, "mean square"), (lambda d: 1 / math.sqrt(d), "mean square")],
 }
 
