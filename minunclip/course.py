@@ -252,6 +252,38 @@ def guided_six(attempt: Callable[..., Any]) -> None:
         assert torch.allclose(got[:, :3], untold[:, :3] + w * (told - untold)[:, :3], atol=1e-5), "the first three channels go w times the way"
 
 
+# ---- 07 the upsamplers ----
+
+
+def peak_ratio(attempt: Callable[..., Any]) -> None:
+    a = torch.zeros(2, 3, 4, 4)
+    for difference in (0.2, 0.02):
+        right, got = 20 * math.log10(2 / difference), float(attempt(a, a + difference))
+        assert abs(got - right) < 1e-2, f"a difference of {difference} everywhere is {right:.2f} dB, not {got:.2f}: 10 log10 of the peak squared over the MSE"
+
+
+def aligned_crops(attempt: Callable[..., Any]) -> None:
+    small = torch.arange(3 * 6 * 6.0).view(3, 6, 6)
+    for scale in (2, 4):
+        large = small.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+        big, little = attempt(large, small, 1, 3, 2)
+        assert torch.equal(little, small[:, 1:3, 3:5]), "the small crop is rows top to top + side, columns left to left + side"
+        assert big.shape == (3, 2 * scale, 2 * scale), f"the large crop is {2 * scale} pixels wide here, not {tuple(big.shape[1:])}"
+        blown_up = little.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+        assert torch.equal(big, blown_up), "the large crop shows another part: offsets need the factor too"
+
+
+def gaussian(attempt: Callable[..., Any]) -> None:
+    for sigma, size in ((0.6, 3), (1.5, 7)):
+        got = attempt(sigma, size)
+        assert got.shape == (size, size), f"the kernel must be ({size}, {size}), not {tuple(got.shape)}"
+        assert abs(float(got.sum()) - 1) < 1e-5, f"the kernel sums to {float(got.sum()):.3f}: it must sum to 1, or the picture gets brighter or darker"
+        middle = size // 2
+        ratio, right = float(got[middle, middle + 1] / got[middle, middle]), math.exp(-1 / (2 * sigma**2))
+        assert abs(ratio - right) < 1e-4, f"one pixel from the middle the weight falls to {right:.3f} of it, not {ratio:.3f}: exp of minus r^2 over 2 sigma^2"
+        assert torch.allclose(got, got.T) and torch.allclose(got, got.flip(0)), "the kernel must be the same in all directions: its middle is at size // 2"
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     function.__name__: function
     for function in (
@@ -262,5 +294,6 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(components_kept, to_bucket, top_half),
         *(sequence, guided, latent_factor),
         *(drop_shares, context, guided_six),
+        *(peak_ratio, aligned_crops, gaussian),
     )
 }

@@ -80,6 +80,6 @@ def show(content: "Figure | Sequence[np.ndarray]", titles: Sequence[str] = (), *
         raise ValueError("a figure needs alt text: say in a sentence what it shows")
     figure = content if isinstance(content, Figure) else picture_grid(content, titles, columns)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=90, facecolor="white", pil_kwargs={"optimize": True})
     close(figure)  # else the notebook shows it a second time, without words
     display(HTML(f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'))

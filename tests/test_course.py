@@ -40,6 +40,19 @@ def betas(T, s=0.008):
     return 1 - alphas_bar[1:] / alphas_bar[:-1]
 
 
+def bell(sigma, size, power=2, middle=None):
+    offset = torch.arange(size) - (size // 2 if middle is None else middle)
+    line = torch.exp(-(offset.abs() ** power) / (2 * sigma**2))
+    return line[:, None] * line[None, :]
+
+
+def crops(large, small, top, left, side, where=None, wide=None):
+    s = large.shape[1] // small.shape[1]
+    where, wide = s if where is None else where, s if wide is None else wide
+    big = large[:, where * top : where * top + wide * side, where * left : where * left + wide * side]
+    return big, small[:, top : top + side, left : left + side]
+
+
 SOLUTIONS = {
     "slowest_stage": lambda seconds: max(seconds, key=seconds.get),
     "best_candidate": pick,
@@ -59,6 +72,9 @@ SOLUTIONS = {
     "sequence": lambda text, *singles: torch.cat([text, torch.stack(singles, dim=1)], dim=1),
     "guided": lambda c, u, w: u + w * (c - u),
     "latent_factor": lambda d: math.sqrt(d),
+    "peak_ratio": lambda a, b: 10 * torch.log10(4 / (a - b).square().mean()),
+    "aligned_crops": crops,
+    "gaussian": lambda sigma, size: bell(sigma, size) / bell(sigma, size).sum(),
     "drop_shares": lambda z, y: ((1 - z) * (1 - y), (1 - z) * y, z * (1 - y), z * y),
     "context": lambda text, mask, p: (torch.cat([text, p.view(len(p), 4, -1)], dim=1), torch.cat([mask, torch.ones(len(p), 4, dtype=torch.bool)], dim=1)),
     "guided_six": lambda c, u, w: torch.cat([(u + w * (c - u))[:, :3], c[:, 3:]], dim=1),
@@ -134,6 +150,22 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda text, *singles: torch.cat([text, sum(singles)[:, None]], dim=1), "L \\+ 4"),
     ],
     "guided": [(lambda c, u, w: c + w * (c - u), "w times the way"), (lambda c, u, w: w * c + u, "w times the way")],
+    "peak_ratio": [
+        (lambda a, b: 10 * torch.log10(1 / (a - b).square().mean()), "peak squared"),
+        (lambda a, b: 10 * torch.log10(2 / (a - b).square().mean()), "peak squared"),
+        (lambda a, b: 10 * torch.log(4 / (a - b).square().mean()), "log10"),
+    ],
+    "aligned_crops": [
+        (lambda *given: crops(*given, where=1), "factor too"),
+        (lambda *given: crops(*given, wide=1), "pixels wide"),
+        (lambda large, small, top, left, side: crops(large, small, left, top, side), "rows top"),
+    ],
+    "gaussian": [
+        (lambda sigma, size: bell(sigma, size), "sum to 1"),
+        (lambda sigma, size: bell(sigma, size) / bell(sigma, size).max(), "sum to 1"),
+        (lambda sigma, size: bell(sigma * 2, size) / bell(sigma * 2, size).sum(), "falls to"),
+        (lambda sigma, size: bell(sigma, size, middle=0) / bell(sigma, size, middle=0).sum(), "falls to"),
+    ],
     "drop_shares": [
         (lambda z, y: ((1 - z) * (1 - y), z * (1 - y), (1 - z) * y, z * y), "order"),
         (lambda z, y: (z * y, z * (1 - y), (1 - z) * y, (1 - z) * (1 - y)), "order"),
