@@ -284,6 +284,35 @@ def gaussian(attempt: Callable[..., Any]) -> None:
         assert torch.allclose(got, got.T) and torch.allclose(got, got.flip(0)), "the kernel must be the same in all directions: its middle is at size // 2"
 
 
+# ---- 08 the whole of unCLIP ----
+
+
+def training_order(attempt: Callable[..., Any]) -> None:
+    chain: dict[str, list[str]] = {"decoder": ["clip"], "prior": ["clip"], "upsampler": [], "clip": []}
+    for needs in (chain, {"c": ["b"], "b": ["a"], "a": []}, {"x": ["y", "z"], "y": ["z"], "z": []}):
+        order = list(attempt(dict(needs)))
+        assert sorted(order) == sorted(needs), f"every stage once: {order} for {sorted(needs)}"
+        for place, stage in enumerate(order):
+            missing = [need for need in needs[stage] if need not in order[:place]]
+            assert not missing, f"{stage!r} comes before {missing[0]!r}, which it needs: {order}"
+
+
+def noise_for(attempt: Callable[..., Any]) -> None:
+    both, alone = attempt([3, 8], (2, 5)), attempt([8], (2, 5))
+    assert both.shape == (2, 2, 5), f"two seeds and a shape (2, 5) give (2, 2, 5), not {tuple(both.shape)}"
+    assert torch.equal(both[1], alone[0]), "seed 8 gives other noise alone than beside seed 3: each seed needs a generator of its own"
+    assert not torch.equal(both[0], both[1]), "different seeds must give different noise"
+    many = attempt(list(range(40)), (50,))
+    assert abs(float(many.mean())) < 0.1 and abs(float(many.std()) - 1) < 0.1, "the noise must be Gaussian, of mean 0 and deviation 1: torch.randn"
+
+
+def all_at_once(attempt: Callable[..., Any]) -> None:
+    for p, n, target in (([0.9, 0.8], 2, 0.81), ([0.95] * 8, 8, 0.8)):
+        chance, share = attempt(p, n, target)
+        assert abs(chance - math.prod(p)) < 1e-9, f"with {p} all are right with a chance of {math.prod(p):.4f}, not {chance}: chances multiply"
+        assert abs(share**n - target) < 1e-9, f"{n} shares of {share} multiply to {share**n:.4f}, not to {target}: take the n-th root"
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     function.__name__: function
     for function in (
@@ -295,5 +324,6 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(sequence, guided, latent_factor),
         *(drop_shares, context, guided_six),
         *(peak_ratio, aligned_crops, gaussian),
+        *(training_order, noise_for, all_at_once),
     )
 }

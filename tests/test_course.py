@@ -46,6 +46,17 @@ def bell(sigma, size, power=2, middle=None):
     return line[:, None] * line[None, :]
 
 
+def ordered(needs):
+    order = []
+    while len(order) < len(needs):
+        order.append(next(stage for stage in needs if stage not in order and all(need in order for need in needs[stage])))
+    return order
+
+
+def own_noise(seeds, shape, draw=torch.randn):
+    return torch.stack([draw(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
 def crops(large, small, top, left, side, where=None, wide=None):
     s = large.shape[1] // small.shape[1]
     where, wide = s if where is None else where, s if wide is None else wide
@@ -75,6 +86,9 @@ SOLUTIONS = {
     "peak_ratio": lambda a, b: 10 * torch.log10(4 / (a - b).square().mean()),
     "aligned_crops": crops,
     "gaussian": lambda sigma, size: bell(sigma, size) / bell(sigma, size).sum(),
+    "training_order": ordered,
+    "noise_for": own_noise,
+    "all_at_once": lambda p, n, target: (math.prod(p), target ** (1 / n)),
     "drop_shares": lambda z, y: ((1 - z) * (1 - y), (1 - z) * y, z * (1 - y), z * y),
     "context": lambda text, mask, p: (torch.cat([text, p.view(len(p), 4, -1)], dim=1), torch.cat([mask, torch.ones(len(p), 4, dtype=torch.bool)], dim=1)),
     "guided_six": lambda c, u, w: torch.cat([(u + w * (c - u))[:, :3], c[:, 3:]], dim=1),
@@ -165,6 +179,21 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda sigma, size: bell(sigma, size) / bell(sigma, size).max(), "sum to 1"),
         (lambda sigma, size: bell(sigma * 2, size) / bell(sigma * 2, size).sum(), "falls to"),
         (lambda sigma, size: bell(sigma, size, middle=0) / bell(sigma, size, middle=0).sum(), "falls to"),
+    ],
+    "training_order": [
+        (lambda needs: list(needs), "comes before"),
+        (lambda needs: sorted(needs, key=lambda stage: len(needs[stage]), reverse=True), "comes before"),
+        (lambda needs: [stage for stage in needs if not needs[stage]], "every stage once"),
+    ],
+    "noise_for": [
+        (lambda seeds, shape: torch.randn(len(seeds), *shape, generator=torch.Generator().manual_seed(seeds[0])), "of its own"),
+        (lambda seeds, shape: own_noise([0] * len(seeds), shape), "different seeds"),
+        (lambda seeds, shape: own_noise(seeds, shape, torch.rand), "Gaussian"),
+    ],
+    "all_at_once": [
+        (lambda p, n, target: (sum(p) / len(p), target ** (1 / n)), "multiply"),
+        (lambda p, n, target: (min(p), target ** (1 / n)), "multiply"),
+        (lambda p, n, target: (math.prod(p), target / n), "root"),
     ],
     "drop_shares": [
         (lambda z, y: ((1 - z) * (1 - y), z * (1 - y), (1 - z) * y, z * y), "order"),
