@@ -1,10 +1,15 @@
-"""The same features from the same weights: against transformers' CLIPModel, and a CLIP put together from PyTorch's own modules under OpenAI's names."""
+"""The same numbers as other libraries: transformers' CLIPModel, a CLIP of PyTorch's own modules under OpenAI's names, diffusers' schedulers."""
+
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minunclip.config import Objective
+from minunclip.diffusion import make_denoiser, make_schedule, sample_ancestral, sample_ddim, spaced_timesteps
 from minunclip.interop import IMAGE_MEAN, IMAGE_STD, clip_from_state_dict
 
 WIDTH, TEXT_WIDTH, DIM, PATCH, SIDE, WORDS, CONTEXT, HEAD = 32, 48, 24, 8, 32, 99, 16, 16
@@ -134,3 +139,69 @@ def test_weights_of_another_model_name_the_key() -> None:
     for lost in ("visual.conv1.weight", "transformer.resblocks.1.ln_2.weight", "text_projection"):
         with pytest.raises(ValueError, match="nothing for"):
             clip_from_state_dict({name: tensor for name, tensor in state.items() if name != lost}, head_channels=HEAD)
+
+
+# ---- diffusers' schedulers, step by step ----
+
+STEPS = 200
+
+
+def waves(x_t: Tensor, timestep: Tensor | int) -> Tensor:
+    """A made-up network: some smooth answer in reach of both the picture and the timestep."""
+    return torch.tanh(1.3 * x_t + torch.sin(torch.as_tensor(timestep, dtype=torch.float64).reshape(-1, 1, 1, 1) / 17))
+
+
+def start() -> Tensor:
+    return torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def drawing(seed: int) -> tuple[torch.Generator, Callable[[Tensor], Tensor]]:
+    """A generator for their sampler, and noise from its twin for ours."""
+    twin = torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(seed), lambda x: torch.randn(x.shape, dtype=x.dtype, generator=twin)
+
+
+def settings(name: str, objective: str) -> dict[str, object]:
+    schedule = {"beta_schedule": "squaredcos_cap_v2"} if name == "cosine" else {"trained_betas": make_schedule("linear", STEPS).betas.numpy()}
+    prediction = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}[objective]
+    return {"num_train_timesteps": STEPS, "prediction_type": prediction, "clip_sample": True, "clip_sample_range": 1.0, **schedule}
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize(("name", "steps"), [("cosine", STEPS), ("cosine", 13), ("linear", STEPS), ("linear", 40)])
+def test_ancestral_sampling(name: Literal["cosine", "linear"], steps: int, objective: Objective) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(**settings(name, objective), variance_type="fixed_small")
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.set_timesteps(timesteps=spaced_timesteps(STEPS, steps)[::-1])
+    generator, noise = drawing(3)
+    x = start()
+    for t in scheduler.timesteps:
+        x = scheduler.step(waves(x, t), t, x, generator=generator).prev_sample
+    schedule = make_schedule(name, STEPS)
+    ours = sample_ancestral(make_denoiser(waves, schedule, objective), schedule, start(), steps, noise)
+    torch.testing.assert_close(ours, x, atol=2e-5, rtol=0)  # they keep their table in float32, and a floor of 1e-20 under the variance
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_ddim(name: Literal["cosine", "linear"], eta: float, objective: Objective) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(**settings(name, objective), set_alpha_to_one=True, timestep_spacing="leading")
+    scheduler.set_timesteps(STEPS)
+    generator, noise = drawing(4)
+    x = start()
+    for t in scheduler.timesteps:
+        x = scheduler.step(waves(x, t), t, x, eta=eta, use_clipped_model_output=True, generator=generator).prev_sample
+    schedule = make_schedule(name, STEPS)
+    ours = sample_ddim(make_denoiser(waves, schedule, objective), schedule, start(), STEPS, noise, eta=eta)
+    torch.testing.assert_close(ours, x, atol=2e-5, rtol=0)  # they keep their table in float32
+
+
+def test_the_schedules_betas() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2").betas
+    torch.testing.assert_close(make_schedule("cosine", 1000).betas.float(), theirs, atol=1e-7, rtol=1e-5)
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02).betas
+    torch.testing.assert_close(make_schedule("linear", 1000).betas.float(), theirs, atol=1e-7, rtol=1e-5)
