@@ -313,6 +313,34 @@ def all_at_once(attempt: Callable[..., Any]) -> None:
         assert abs(share**n - target) < 1e-9, f"{n} shares of {share} multiply to {share**n:.4f}, not to {target}: take the n-th root"
 
 
+# ---- 09 variations, interpolations, text diffs ----
+
+
+def direction(attempt: Callable[..., Any]) -> None:
+    before, after = _pairs(5, 9)
+    got = attempt(before, after)
+    assert got.shape == before.shape, f"one direction for each pair, {tuple(before.shape)}, not {tuple(got.shape)}"
+    assert torch.allclose(got.norm(dim=1), torch.ones(5), atol=1e-5), "each direction must have length one: divide by the norm of its own row"
+    cosine = torch.nn.functional.cosine_similarity(got, after - before, dim=1)
+    assert torch.allclose(cosine, torch.ones(5), atol=1e-4), "it must point from the first to the second: what is added is the second minus the first"
+
+
+def straight_length(attempt: Callable[..., Any]) -> None:
+    for n, share in ((3072, 0.5), (100, 0.0), (100, 0.25)):
+        right, got = math.sqrt(n * ((1 - share) ** 2 + share**2)), float(attempt(n, share))
+        assert abs(got - right) < 1e-6, f"at {share} between noises of {n} numbers the length is {right:.2f}, not {got:.2f}: the parts are at right angles"
+
+
+def great_circle(attempt: Callable[..., Any]) -> None:
+    vectors, _ = _pairs(4, 11)
+    for a, b in (vectors[:2], vectors[2:]):
+        for share in (0.0, 0.3, 1.0):
+            got, cosine = attempt(a, b, share), torch.acos(a @ b)
+            assert abs(float(got.norm()) - 1) < 1e-4, f"at {share} the length is {float(got.norm()):.3f}: on the circle it stays one"
+            assert abs(float(torch.acos((got @ a).clamp(-1, 1)) - share * cosine)) < 1e-3, f"at {share} the angle to a must be that share of the whole angle"
+    assert torch.allclose(attempt(vectors[0], vectors[0].clone(), 0.5), vectors[0], atol=1e-4), "between a vector and itself is that vector, and no nan"
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     function.__name__: function
     for function in (
@@ -325,5 +353,6 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(drop_shares, context, guided_six),
         *(peak_ratio, aligned_crops, gaussian),
         *(training_order, noise_for, all_at_once),
+        *(direction, straight_length, great_circle),
     )
 }

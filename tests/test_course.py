@@ -46,6 +46,13 @@ def bell(sigma, size, power=2, middle=None):
     return line[:, None] * line[None, :]
 
 
+def circle(a, b, share, guard=1e-4):
+    omega = torch.acos((a @ b).clamp(-1, 1))
+    if torch.sin(omega) < guard:
+        return (1 - share) * a + share * b
+    return (torch.sin((1 - share) * omega) * a + torch.sin(share * omega) * b) / torch.sin(omega)
+
+
 def ordered(needs):
     order = []
     while len(order) < len(needs):
@@ -89,6 +96,9 @@ SOLUTIONS = {
     "training_order": ordered,
     "noise_for": own_noise,
     "all_at_once": lambda p, n, target: (math.prod(p), target ** (1 / n)),
+    "direction": lambda a, b: torch.nn.functional.normalize(b - a, dim=1),
+    "straight_length": lambda n, share: math.sqrt(n * ((1 - share) ** 2 + share**2)),
+    "great_circle": circle,
     "drop_shares": lambda z, y: ((1 - z) * (1 - y), (1 - z) * y, z * (1 - y), z * y),
     "context": lambda text, mask, p: (torch.cat([text, p.view(len(p), 4, -1)], dim=1), torch.cat([mask, torch.ones(len(p), 4, dtype=torch.bool)], dim=1)),
     "guided_six": lambda c, u, w: torch.cat([(u + w * (c - u))[:, :3], c[:, 3:]], dim=1),
@@ -194,6 +204,22 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda p, n, target: (sum(p) / len(p), target ** (1 / n)), "multiply"),
         (lambda p, n, target: (min(p), target ** (1 / n)), "multiply"),
         (lambda p, n, target: (math.prod(p), target / n), "root"),
+    ],
+    "direction": [
+        (lambda a, b: b - a, "length one"),
+        (lambda a, b: torch.nn.functional.normalize(a - b, dim=1), "from the first"),
+        (lambda a, b: (b - a) / (b - a).norm(), "length one"),
+    ],
+    "straight_length": [
+        (lambda n, share: math.sqrt(n), "right angles"),
+        (lambda n, share: math.sqrt(n) * (1 - share), "right angles"),
+        (lambda n, share: n * ((1 - share) ** 2 + share**2), "right angles"),
+    ],
+    "great_circle": [
+        (lambda a, b, share: (1 - share) * a + share * b, "stays one"),
+        (lambda a, b, share: torch.nn.functional.normalize((1 - share) * a + share * b, dim=0), "share of the whole angle"),
+        (lambda a, b, share: circle(a, b, 1 - share), "share of the whole angle"),
+        (lambda a, b, share: circle(a, b, share, guard=-1) / (1 if not torch.equal(a, b) else math.nan), "nan"),
     ],
     "drop_shares": [
         (lambda z, y: ((1 - z) * (1 - y), z * (1 - y), (1 - z) * y, z * y), "order"),
