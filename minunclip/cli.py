@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from minunclip import report
+from minunclip.budget import as_text as budget_as_text
 from minunclip.config import PRESETS, STAGES
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
@@ -255,10 +256,13 @@ def parameter_counts(preset: str) -> dict[str, int]:
         return {stage: sum(p.numel() for p in MODELS[stage][0](config).parameters()) for stage, config in configs.items()}
 
 
-def info(weights: str = str(WEIGHTS)) -> None:
-    """Print the device, the parameters of every preset, and the weights with their hashes."""
+def info(weights: str = str(WEIGHTS), preset: Literal["tiny", "cpu", "gpu", "paper"] | None = None, budget: bool = False) -> None:
+    """Print the device, the parameters of every preset, and the weights with their hashes; with --budget, what training a preset costs."""
+    if budget:
+        print(budget_as_text(preset_named(preset or "cpu")))
+        return
     print(f"device: {pick_device('auto')}")
-    for name in PRESETS:
+    for name in PRESETS if preset is None else (preset,):
         print(f"{name}: " + ", ".join(f"{stage} {number / 1e6:,.2f} M" for stage, number in parameter_counts(name).items()))
     found = hashes(Path(weights))
     for stage in STAGES:
@@ -355,8 +359,9 @@ def make_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["train"]:  # jsonargparse wants a value for every option
-        given = ["--dry_run=true" if word in ("--dry-run", "--dry_run") else word for word in given]
+    if given[:1] in (["train"], ["info"]):  # jsonargparse wants a value for every option
+        flags = {"--dry-run": "--dry_run=true", "--dry_run": "--dry_run=true", "--budget": "--budget=true"}
+        given = [flags.get(word, word) for word in given]
     try:
         parsed = make_parser().parse_args(given)
     except SystemExit as stop:  # --help, or a bad option
