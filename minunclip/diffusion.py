@@ -255,18 +255,18 @@ def discretized_nll(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 # ---- sampling ----
 
 
-def spaced_timesteps(total: int, count: int) -> list[int]:
-    """`count` evenly spaced timesteps out of 0 .. total-1, ascending, with both ends; a count of 1 keeps the last, where pure noise is."""
-    if not 1 <= count <= total:
-        raise ValueError(f"cannot take {count} sampling steps out of {total}: use 1 to {total}")
+def spaced_timesteps(total: int, count: int, first: int = 0) -> list[int]:
+    """`count` evenly spaced timesteps out of first .. total-1, ascending, with both ends; a count of 1 keeps the last, where pure noise is."""
+    if not 1 <= count <= total - first:
+        raise ValueError(f"cannot take {count} sampling steps out of {total - first}: use 1 to {total - first}")
     if count == 1:
         return [total - 1]
-    return [round(i * (total - 1) / (count - 1)) for i in range(count)]
+    return [first + round(i * (total - 1 - first) / (count - 1)) for i in range(count)]
 
 
-def _descent(schedule: Schedule, steps: int) -> Iterator[tuple[int, int, float, float]]:
+def _descent(schedule: Schedule, steps: int, first: int = 0) -> Iterator[tuple[int, int, float, float]]:
     """From noise to data: (index, timestep, abar here, abar after the step). Networks see the original timesteps, never 0 .. steps-1."""
-    timesteps = spaced_timesteps(schedule.steps, steps)
+    timesteps = spaced_timesteps(schedule.steps, steps, first)
     levels = [1.0, *(schedule.exact_alphas_bar[t] for t in timesteps)]
     for index, i in enumerate(reversed(range(steps))):
         yield index, timesteps[i], levels[i + 1], levels[i]
@@ -300,13 +300,23 @@ def sample_ancestral(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, steps:
 
 @torch.no_grad()
 def sample_ddim(
-    denoiser: Denoiser, schedule: Schedule, x_T: Tensor, steps: int, noise: Noise = torch.randn_like, eta: float = 0.0, on_step: OnStep | None = None
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x_T: Tensor,
+    steps: int,
+    noise: Noise = torch.randn_like,
+    eta: float = 0.0,
+    on_step: OnStep | None = None,
+    first: int = 0,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, eq. 12 and 16). eta 0: a deterministic map from x_T to a picture; eta 1: as random as the ancestral sampler."""
+    """DDIM (Song et al. 2021, eq. 12 and 16). eta 0: a deterministic map from x_T to a picture; eta 1: as random as the ancestral sampler.
+
+    `first` is the timestep from which the last step leads to a picture: that of `invert_ddim`, where x_T comes from there.
+    """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}: use 0 (deterministic) to 1 (as random as ancestral sampling)")
     x_t = x_T
-    for index, timestep, abar, abar_next in _descent(schedule, steps):
+    for index, timestep, abar, abar_next in _descent(schedule, steps, first):
         prediction = _predict(denoiser, x_t, timestep, index, on_step)
         # sigma = eta sqrt((1 - abar_{t-1}) / (1 - abar_t)) sqrt(1 - abar_t / abar_{t-1})
         sigma = eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))
@@ -364,17 +374,32 @@ def sample(
 
 
 @torch.no_grad()
-def invert_ddim(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, steps: int, on_step: OnStep | None = None) -> Tensor:
-    """The x_T from which `sample_ddim` with eta 0 makes x_0 (section 3): the same ODE backwards, approximate, better with more steps."""
-    timesteps = spaced_timesteps(schedule.steps, steps)
-    levels = [1.0, *(schedule.exact_alphas_bar[t] for t in timesteps)]
-    x_t = x_0
-    # each step asks for the noise where it stands; clean data has no timestep of its own and is shown as timestep 0, the nearest
-    for index, (timestep, abar, abar_next) in enumerate(zip([0, *timesteps], levels, levels[1:])):
-        epsilon = _predict(denoiser, x_t, timestep, index, on_step).epsilon
-        # x_{t+1} = sqrt(abar_{t+1}) (x_t - sqrt(1 - abar_t) epsilon) / sqrt(abar_t) + sqrt(1 - abar_{t+1}) epsilon
-        x_t = math.sqrt(abar_next / abar) * (x_t - math.sqrt(1 - abar) * epsilon) + math.sqrt(1 - abar_next) * epsilon
+def invert_ddim(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, steps: int, first: int = 0, on_step: OnStep | None = None) -> Tensor:
+    """The x_T from which `sample_ddim` with eta 0 makes x_0 (section 3): the same ODE backwards, approximate, better with more steps.
+
+    x_0 enters at timestep `first`, as if it had that timestep's noise. Choose one whose noise is about as large as the network's own error on a
+    clean picture: lower down, that error counts as noise, is divided by next to nothing, and x_T grows far beyond what the network knows.
+    """
+    timesteps = spaced_timesteps(schedule.steps, steps, first)
+    levels = [schedule.exact_alphas_bar[t] for t in timesteps]
+    x_t = math.sqrt(levels[0]) * x_0
+    for index, (timestep, abar_next) in enumerate(zip(timesteps, levels[1:])):
+        prediction = _predict(denoiser, x_t, timestep, index, on_step)
+        # x_{t+1} = sqrt(abar_{t+1}) x_0 + sqrt(1 - abar_{t+1}) epsilon, both as they are seen at t
+        x_t = math.sqrt(abar_next) * prediction.x_0 + math.sqrt(1 - abar_next) * prediction.epsilon
     return x_t
+
+
+def revert_ddim(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, steps: int, first: int = 0) -> Tensor:
+    """The way of `invert_ddim` back, step by step: the picture is taken as it stands at timestep `first`, where it had entered.
+
+    `sample_ddim` would take the network's answer there instead, and with it the network's error.
+    """
+    x_t = x_T
+    for index, timestep, _, abar_next in list(_descent(schedule, steps, first))[:-1]:
+        prediction = _predict(denoiser, x_t, timestep, index, None)
+        x_t = math.sqrt(abar_next) * prediction.x_0 + math.sqrt(1 - abar_next) * prediction.epsilon
+    return x_t / math.sqrt(schedule.exact_alphas_bar[first])
 
 
 class SeededNoise:

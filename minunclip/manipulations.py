@@ -25,23 +25,19 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return (share_a * flat_a + share_b * flat_b).reshape(a.shape)
 
 
-def _draw(model: UnCLIP, z_i: Tensor, x_T: Tensor | None, steps: int, seed: int, eta: float = 0.0) -> Tensor:
-    return model.decode(z_i, None, [seed + k for k in range(len(z_i))], guidance=1.0, sampler="ddim", steps=steps, eta=eta, x_T=x_T)
-
-
 def reconstruct(model: UnCLIP, images: Tensor, steps: int = STEPS) -> Tensor:
     """Pictures (B, 3, S, S) to latents and back: what is lost is the error of the inversion."""
-    z_i, x_T = model.invert(images, steps)
-    return _draw(model, z_i, x_T, steps, seed=0)
+    return model.revert(*model.invert(images, steps), steps)
 
 
 def variations(model: UnCLIP, images: Tensor, count: int, eta: float = 1.0, seed: int = 0, steps: int = STEPS) -> Tensor:
     """`count` variations of each picture (section 3.1), (B, count, 3, S, S): decoded from its z_i and x_T by DDIM with eta.
 
-    At eta 0 each is the picture itself; the larger eta, the more that z_i does not hold is made up anew.
+    At eta 0 each is the picture itself, but for the decoder's own error; the larger eta, the more that z_i does not hold is made up anew.
     """
     z_i, x_T = model.invert(images, steps)
-    drawn = _draw(model, z_i.repeat_interleave(count, dim=0), x_T.repeat_interleave(count, dim=0), steps, seed, eta)
+    z_i, x_T = (latent.repeat_interleave(count, dim=0) for latent in (z_i, x_T))
+    drawn = model.redraw(z_i, x_T, range(seed, seed + len(z_i)), steps, eta)
     return drawn.unflatten(0, (len(images), count))
 
 
@@ -55,7 +51,7 @@ def interpolate(model: UnCLIP, start: Tensor, end: Tensor, shares: list[float], 
     if noise_seed is not None:
         noise = torch.randn(x_a.shape[1:], generator=torch.Generator().manual_seed(noise_seed)).to(x_a)
         x_a = x_b = noise.expand_as(x_a)
-    frames = [_draw(model, slerp(z_a, z_b, share), slerp(x_a, x_b, share), steps, seed=0) for share in shares]
+    frames = [model.redraw(slerp(z_a, z_b, share), slerp(x_a, x_b, share), range(len(z_a)), steps) for share in shares]
     return torch.stack(frames, dim=1)
 
 
@@ -67,4 +63,4 @@ def text_diff(model: UnCLIP, images: Tensor, before: list[str], after: list[str]
     z_i, x_T = model.invert(images, steps)
     # z_d = norm(z_t - z_t0);  z_theta = slerp(z_i, z_d, theta)
     z_d = F.normalize(model.read(after).z_t - model.read(before).z_t, dim=1)
-    return torch.stack([_draw(model, slerp(z_i, z_d, share), x_T, steps, seed=0) for share in shares], dim=1)
+    return torch.stack([model.redraw(slerp(z_i, z_d, share), x_T, range(len(z_i)), steps) for share in shares], dim=1)

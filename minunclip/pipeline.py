@@ -18,7 +18,7 @@ from torch import Tensor
 from minunclip.config import STAGES, DiffusionConfig
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import to_uint8, trim
-from minunclip.diffusion import OnStep, SamplerName, Schedule, invert_ddim, make_schedule
+from minunclip.diffusion import Denoiser, OnStep, SamplerName, Schedule, SeededNoise, invert_ddim, make_schedule, revert_ddim, sample_ddim
 from minunclip.loading import load_model
 from minunclip.models.autoregressive_prior import sample_autoregressive
 from minunclip.models.decoder import decoder_denoiser, sample_decoder
@@ -26,6 +26,7 @@ from minunclip.models.diffusion_prior import LatentScale, sample_prior
 from minunclip.models.upsampler import resize, sample_upsampler
 from minunclip.training import save_model
 
+ENTRY = 25  # where pictures enter inversion: noise of 0.05, about the decoder's error on a clean picture; see `diffusion.invert_ddim`
 GUIDANCE = 2.0  # of the decoder
 OPTIONAL = ("ar-prior", "checker")  # stages without which pictures can be drawn
 TOGETHER = 4  # pictures that are upsampled at once: more take memory and are no faster
@@ -137,24 +138,34 @@ class UnCLIP:
         on_step: OnStep | None = None,
         steps: int | None = None,
         sampler: SamplerName | None = None,
-        eta: float = 0.0,
-        x_T: Tensor | None = None,
     ) -> Tensor:
         """Small pictures (B, 3, S, S) in [-1, 1] for unit-norm z_i (B, d) and captions, or for one of them; see `sample_decoder` for the rest."""
         decoder = self.models["decoder"]
         scaled = None if z_i is None else LatentScale.for_dim(z_i.shape[1]).scale(z_i)
         tokens, mask = (None, None) if text is None else (text.tokens, text.mask)
-        return sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, tokens, mask, seeds, steps, guidance, sampler, eta, x_T, on_step)
+        return sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, tokens, mask, seeds, steps, guidance, sampler, on_step=on_step)
+
+    def _told_of(self, z_i: Tensor) -> tuple[Denoiser, Schedule]:
+        """The decoder, told of unit-norm z_i (B, d) alone and not guided, and its schedule."""
+        decoder = self.models["decoder"]
+        schedule = _schedule(decoder.config.diffusion)
+        return decoder_denoiser(decoder, schedule, LatentScale.for_dim(z_i.shape[1]).scale(z_i), None, None), schedule
 
     @torch.no_grad()
     def invert(self, images: Tensor, steps: int = 250) -> tuple[Tensor, Tensor]:
-        """Small pictures (B, 3, S, S) in [-1, 1] as the paper's bipartite latent (section 3): z_i (B, d) by CLIP, and x_T by DDIM inversion.
+        """Small pictures (B, 3, S, S) in [-1, 1] as the paper's bipartite latent (section 3): z_i (B, d) by CLIP, and x_T by DDIM inversion."""
+        z_i = self.embed(images)
+        return z_i, invert_ddim(*self._told_of(z_i), images.to(self.device), steps, ENTRY)
 
-        `decode(z_i, None, seeds, guidance=1, sampler="ddim", steps=steps, x_T=x_T)` gives the pictures back; see `manipulations`.
-        """
-        decoder, z_i = self.models["decoder"], self.embed(images)
-        schedule, scaled = _schedule(decoder.config.diffusion), LatentScale.for_dim(z_i.shape[1]).scale(z_i)
-        return z_i, invert_ddim(decoder_denoiser(decoder, schedule, scaled, None, None), schedule, images.to(self.device), steps)
+    @torch.no_grad()
+    def revert(self, z_i: Tensor, x_T: Tensor, steps: int = 250) -> Tensor:
+        """The pictures whose latents `invert` has found with as many steps, as exactly as the steps are small."""
+        return revert_ddim(*self._told_of(z_i), x_T, steps, ENTRY)
+
+    @torch.no_grad()
+    def redraw(self, z_i: Tensor, x_T: Tensor, seeds: Sequence[int], steps: int = 250, eta: float = 0.0) -> Tensor:
+        """Pictures from latents of `invert`, one or both of them changed: DDIM, whose eta says how much noise is drawn anew, one seed a picture."""
+        return sample_ddim(*self._told_of(z_i), x_T, steps, SeededNoise(seeds).like, eta, first=ENTRY)
 
     @torch.no_grad()
     def upsample(self, stage: Literal["upsampler1", "upsampler2"], images: Tensor, seeds: Sequence[int]) -> Tensor:

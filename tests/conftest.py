@@ -2,10 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from minunclip.config import STAGES, TINY
 from minunclip.packing import pack
 from minunclip.stages import Run, train
+
+settings.register_profile("minunclip", deadline=None)  # the first example of a test may wait for an import
+settings.load_profile("minunclip")
 
 
 @pytest.fixture(scope="session")

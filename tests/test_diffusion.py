@@ -458,11 +458,30 @@ def test_inversion_asks_at_the_noise_level_where_it_stands():
         seen.append((timestep.item(), x_t))
         return D.Prediction(torch.zeros_like(x_t), noise, None)
 
-    D.invert_ddim(denoiser, COSINE, torch.zeros(1, 3), 5)
-    timesteps = D.spaced_timesteps(1000, 5)
-    assert [t for t, _ in seen] == [0, *timesteps[:-1]]
-    for t, x_t in seen[1:]:
+    x_T = D.invert_ddim(denoiser, COSINE, torch.zeros(1, 3), 5, first=30)
+    timesteps = D.spaced_timesteps(1000, 5, first=30)
+    assert [t for t, _ in seen] == timesteps[:-1] and (timesteps[0], timesteps[-1]) == (30, 999)
+    assert (seen[0][1] == 0).all()  # the picture itself, which has no noise yet
+    for t, x_t in [*seen[1:], (999, x_T)]:
         torch.testing.assert_close(x_t, D.q_sample(COSINE, torch.zeros(1, 3), torch.tensor([t]), noise))
+
+
+def test_an_error_of_the_network_grows_unless_the_picture_enters_where_noise_is_as_large():
+    """A network whose x_0 is off by 0.05 in a fixed pattern: entered at timestep 0 that counts as noise a hundred times too strong."""
+    x_0 = MEAN + DEVIATION * gaussian(4, 30)
+    error = 0.05 * torch.randn(4, 30, generator=torch.Generator().manual_seed(5)).sign()
+
+    def network(x_t, timestep):
+        ideal = perfect(COSINE, "x0")(x_t, timestep)
+        return D.Prediction(ideal.x_0 + error, D.to_epsilon(COSINE, ideal.x_0 + error, x_t, timestep), None)
+
+    size = {}
+    for first in (0, 25):
+        x_T = D.invert_ddim(network, COSINE, x_0, 200, first)
+        size[first] = x_T.square().mean().sqrt().item()
+        back = D.revert_ddim(network, COSINE, x_T, 200, first)
+        assert first == 0 or (back - x_0).abs().max() < 0.04  # and what entered comes back
+    assert size[0] > 3 * size[25] and size[25] < 2.5
 
 
 # ---- seeds ----
