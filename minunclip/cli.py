@@ -26,6 +26,7 @@ from minunclip.data.files import check_folder, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import to_tensor, to_uint8
+from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
 from minunclip.experiments import EXPERIMENTS, as_markdown
 from minunclip.loading import MODELS
@@ -77,7 +78,7 @@ def train(
     if init is not None and not (Path(init) / "tokenizer.json").is_file():
         raise ValueError(f"{init} has no tokenizer.json: give --init a folder of packed weights, such as data/weights")
     folders = [None if path is None else Path(path) for path in (data, init)]
-    run = Run(preset_named(preset), Path(out or f"runs/{preset}"), pick_device(device), seed, *folders)
+    run = Run(preset_named(preset), Path(out or f"runs/{preset}"), start_processes(pick_device(device)), seed, *folders)
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "precision": precision}
     everything = [name for name in STAGES if data is None or name != "checker"]
     for name in everything if stage == "all" else (stage,):

@@ -28,6 +28,7 @@ from minunclip.data.scenes import sample_scenes, twin
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import World, build_world, save_array, to_tensor, to_uint8, training_captions, trim
 from minunclip.diffusion import Schedule, make_schedule
+from minunclip.distributed import first_one_then_all, gather, rank
 from minunclip.loading import load_model, load_weights
 from minunclip.models.autoregressive_prior import AutoregressivePrior, autoregressive_loss, sample_autoregressive
 from minunclip.models.clip import CLIP, contrastive_loss, same_captions
@@ -140,7 +141,8 @@ def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, CLIP)
         tokens, mask = trim(data["tokens"])
-        return contrastive_loss(model.encode_image(data["images"]), model.encode_text(tokens, mask), model.scale(), same_captions(tokens))
+        z_i, z_t = model.encode_image(data["images"]), model.encode_text(tokens, mask)
+        return contrastive_loss(gather(z_i), gather(z_t), model.scale(), same_captions(gather(data["tokens"])))
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
@@ -325,15 +327,21 @@ def checker_stage(run: Run, settings: TrainingConfig) -> Trained:
     return SceneReader(run.preset.checker), reader_batches(scenes, settings.batch_size, run.seed), reader_batch_loss, {"validate": validate}
 
 
+def _prepare_files(stage: str, run: Run) -> None:
+    """What later steps only read. Where there is no CLIP, or no use in a folder of pictures, this raises, before anything is written."""
+    if stage in ("prior", "ar-prior", "decoder"):
+        _ = run.clip, run.image_embeddings
+    if stage != "checker":
+        _ = run.world
+
+
 def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tuple[TrainingConfig, nn.Module, Callable[[int], Batch], Loss, dict[str, Any]]:
     """What `training.fit` needs for a stage: settings that suit the device, an untrained model on it, batches, the loss, and what to look at."""
     settings = settings or run.preset.training[stage]
     if run.device.type == "cpu" and settings.precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
         settings = replace(settings, precision="fp32")  # without the instructions bf16 is emulated, and slower
-    if stage in ("prior", "ar-prior", "decoder"):
-        _ = run.clip  # where there is none this raises, before anything is written
-    if stage != "checker":
-        _ = run.world  # so does a folder of pictures that is of no use
+    with first_one_then_all():
+        _prepare_files(stage, run)
     torch.manual_seed(run.seed)
     if stage == "clip" and settings.accumulation > 1:
         raise TrainingError("clip: accumulation must be 1, since the contrastive loss compares all pairs of a batch with each other")
@@ -362,7 +370,7 @@ def commit() -> str:
 
 def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, stop_after: int | None = None) -> nn.Module:
     """Trains one stage of STAGES in `run.folder / stage` and returns its moving average."""
-    if run.init is not None:
+    if run.init is not None and rank() == 0:
         for other in STAGES:  # those that are not trained further are used, and packed, as they are
             if (run.init / other).is_dir() and not (run.folder / other).exists():
                 (run.folder / other).mkdir(parents=True)
@@ -374,7 +382,7 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
     config = json.loads(json.dumps(asdict(model.config)))  # type: ignore[call-overload]
     folder = run.folder / stage
     folder.mkdir(parents=True, exist_ok=True)
-    if not (resume and (folder / "training.pt").exists()):
+    if rank() == 0 and not (resume and (folder / "training.pt").exists()):
         facts = {"commit": commit(), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.device}, torch {torch.__version__}"}
         facts |= {name: path.name for name, path in (("data", run.data), ("init", run.init)) if path is not None}
         write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minunclip import distributed
 from minunclip.config import TrainingConfig
 from minunclip.muon import Muon
 
@@ -127,8 +128,12 @@ def fit(
     `batch(step)` gives tensors with a first dimension of `settings.batch_size`; `loss(model, batch)` a scalar. `validate` and `sample` see the
     moving average; `sample` gives a picture, uint8 (H, W, 3). `folder` holds the log, pictures and checkpoint; with `resume` a run that was cut
     short there goes on. `stop_after` ends the run at that step, as Ctrl-C would. Raises TrainingError on a loss that is not finite.
+    Under torchrun every process calls it alike, and the first one alone writes (see `minunclip.distributed`).
     """
     device = next(model.parameters()).device
+    writes, parts = distributed.rank() == 0, settings.accumulation * distributed.ranks()
+    if settings.batch_size % parts:
+        raise TrainingError(f"{name}: a batch of {settings.batch_size} does not fall into {parts} equal parts: change batch_size or accumulation")
     folder.mkdir(parents=True, exist_ok=True)
     average = copy.deepcopy(model).requires_grad_(False).eval()
     optimizers = make_optimizers(model, settings)
@@ -149,7 +154,8 @@ def fit(
             optimizer.load_state_dict(kept)
         scaler.load_state_dict(state["scaler"])
         first, seconds = state["step"], state["seconds"]
-    _cut_log(log, first)
+    if writes:
+        _cut_log(log, first)
 
     def save(step: int) -> None:
         state = {"step": step, "seconds": seconds, "identity": identity, "model": model.state_dict(), "average": average.state_dict()}
@@ -159,12 +165,11 @@ def fit(
 
     stopping: list[int] = []
     previous = {s: signal.signal(s, lambda number, frame: stopping.append(number)) for s in _signals()}
-    bar = tqdm(total=settings.steps, initial=first, desc=name, unit="step", dynamic_ncols=True, mininterval=2)
+    bar = tqdm(total=settings.steps, initial=first, desc=name, unit="step", dynamic_ncols=True, mininterval=2, disable=not writes)
     pending: list[Tensor] = []
     step, started, waited = first, time.perf_counter(), 0.0
     try:
         while step < settings.steps:
-            torch.manual_seed((seed * 1_000_003 + step) % 2**63)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = learning_rate_at(step, settings)
             before = time.perf_counter()
@@ -172,11 +177,13 @@ def fit(
             waited += time.perf_counter() - before
             model.train()
             total = torch.zeros((), device=device)
-            for k in range(settings.accumulation):
+            for k in range(distributed.rank() * settings.accumulation, (distributed.rank() + 1) * settings.accumulation):
+                torch.manual_seed((seed * 1_000_003 + step + k * 2**40) % 2**63)
                 with autocast(device, settings.precision):
-                    part = loss(model, {key: value.chunk(settings.accumulation)[k] for key, value in data.items()}) / settings.accumulation
+                    part = loss(model, {key: value.chunk(parts)[k] for key, value in data.items()}) / parts
                 scaler.scale(part).backward()
                 total += part.detach()
+            distributed.add_gradients(model)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
@@ -187,9 +194,10 @@ def fit(
             update_ema(average, model, step, settings.ema_decay)
             pending.append(total)
             step += 1
-            due = step % settings.checkpoint_every == 0 or step == settings.steps or bool(stopping) or step == stop_after
+            stop = distributed.anywhere(bool(stopping), device)
+            due = step % settings.checkpoint_every == 0 or step == settings.steps or stop or step == stop_after
             if step % LOG_EVERY == 0 or due:  # the only places where the host waits for the device
-                losses = torch.stack(pending).tolist()
+                losses = distributed.total(torch.stack(pending)).tolist()
                 pending.clear()
                 _require_finite(losses, step, name)
                 if settings.precision != "fp16" and not math.isfinite(norm):  # the scaler skips such a step, AdamW would have spoilt the weights
@@ -200,30 +208,35 @@ def fit(
                 line = {"step": step, "loss": sum(losses) / len(losses), "learning_rate": learning_rate_at(step - 1, settings)}
                 line |= {"gradient_norm": float(norm), "images_per_second": round(speed, 1), "seconds": round(seconds, 2)}
                 line |= {"data_wait": round(waited / (now - started), 4)}
-                if validate is not None and (step % settings.validate_every == 0 or step == settings.steps):
+                if writes and validate is not None and (step % settings.validate_every == 0 or step == settings.steps):
                     line |= validate(average)
-                with open(log, "a") as file:
-                    file.write(json.dumps(line) + "\n")
+                if writes:
+                    with open(log, "a") as file:
+                        file.write(json.dumps(line) + "\n")
                 bar.set_postfix_str(f"loss {line['loss']:.4f}, {speed:.0f} images/s")
                 started, waited = time.perf_counter(), 0.0
             bar.update()
-            if due:
+            if due and writes:
                 save(step)
-            if step % settings.sample_every == 0 or step == settings.steps:
+            if writes and (step % settings.sample_every == 0 or step == settings.steps):
                 if sample is not None:
                     _save_picture(folder / f"samples-{step:06d}.png", sample(average))
                 plot_log(log, folder / "loss.png", name)
-            if stopping or step == stop_after:
-                if stopping:
+            if stop or step == stop_after:
+                if stop:
                     raise KeyboardInterrupt
                 break
     except torch.OutOfMemoryError:
         raise TrainingError(f"{name}: out of memory at step {step}: halve batch_size, or double accumulation") from None
+    except RuntimeError as error:
+        if distributed.ranks() == 1 or isinstance(error, TrainingError) or "peer" not in str(error):
+            raise
+        raise TrainingError(f"{name}: another process was lost at step {step}; the last checkpoint is intact, the same command goes on from it") from None
     finally:
         bar.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if step == first == settings.steps:  # a run that was killed between its last checkpoint and its model has an older model there
+    if writes and step == first == settings.steps:  # a run that was killed between its last checkpoint and its model has an older model there
         save_model(folder, average, model_config)
     return average
 

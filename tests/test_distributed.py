@@ -1,0 +1,88 @@
+"""Real processes under torchrun: the same numbers as one process, a lost process, and a run that goes on with fewer of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORKER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from minunclip.config import TINY
+from minunclip.distributed import start
+from minunclip.stages import Run, train
+folder, accumulation, stop_after, *stages = sys.argv[1:]
+torch.set_num_threads(1)
+run = Run(TINY, Path(folder), start(torch.device("cpu")))
+for stage in stages:
+    settings = replace(TINY.training[stage], accumulation=1 if stage == "clip" else int(accumulation))
+    train(stage, run, settings=settings, stop_after=int(stop_after) or None)
+"""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+QUIET = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def work(script: Path, processes: int, folder: Path, accumulation: int, *stages: str, stop_after: int = 0) -> None:
+    script.write_text(WORKER)
+    start = [sys.executable] if processes == 1 else [*TORCHRUN, "--nproc-per-node", str(processes)]
+    done = subprocess.run([*start, str(script), str(folder), str(accumulation), str(stop_after), *stages], env=QUIET, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def log(folder: Path, stage: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / stage / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_do_what_one_does_in_as_many_parts(tmp_path: Path, processes: int) -> None:
+    stages = ("clip", "prior", "decoder", "upsampler1") if processes == 2 else ("clip", "decoder")
+    one, many = tmp_path / "one", tmp_path / "many"
+    work(tmp_path / "worker.py", 1, one, processes, *stages)
+    work(tmp_path / "worker.py", processes, many, 1, *stages)
+    for stage in stages:
+        for a, b in zip(log(one, stage), log(many, stage), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+        ours, theirs = (load_file(folder / stage / "model.safetensors") for folder in (one, many))
+        for name, tensor in ours.items():
+            torch.testing.assert_close(tensor, theirs[name], atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    work(tmp_path / "worker.py", 2, tmp_path / "run", 1, "clip", stop_after=8)
+    assert [line["step"] for line in log(tmp_path / "run", "clip")] == [4, 8]
+    work(tmp_path / "worker.py", 1, tmp_path / "run", 1, "clip")
+    assert [line["step"] for line in log(tmp_path / "run", "clip")] == [4, 8, 10, 12]
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_run_with_a_line_and_its_checkpoint_whole(tmp_path: Path) -> None:
+    command = ["-m", "minunclip.cli", "train", "upsampler1", "--preset", "tiny", "--device", "cpu", "--steps", "100000", "--out", str(tmp_path)]
+    with open(tmp_path / "said", "w") as said:
+        run = subprocess.Popen([*TORCHRUN, "--nproc-per-node", "2", *command], env=QUIET, stderr=said, stdout=said, start_new_session=True)
+    checkpoint = tmp_path / "upsampler1" / "training.pt"
+    try:
+        for _ in range(600):
+            if checkpoint.exists():
+                break
+            time.sleep(0.1)
+        assert checkpoint.exists(), (tmp_path / "said").read_text()[-2000:]
+        workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        assert run.wait(timeout=60) != 0
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    text = (tmp_path / "said").read_text()
+    assert "another process was lost" in text or "the same command goes on" in text, text[-2000:]
+    assert torch.load(checkpoint, weights_only=True)["step"] >= 4
