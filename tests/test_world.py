@@ -23,7 +23,7 @@ def test_a_run_folder_holds_one_world_and_settings_that_do_not_draw_do_not_chang
     world = build_world(SMALL, tmp_path)
     diffusion = replace(SMALL.upsampler2.diffusion, objective="v")
     assert build_world(replace(SMALL, upsampler2=replace(SMALL.upsampler2, diffusion=diffusion)), tmp_path).folder == world.folder
-    with pytest.raises(ValueError, match="other settings or other code"):
+    with pytest.raises(ValueError, match="of other data, settings or code"):
         build_world(SMALL, tmp_path, seed=1)
 
 
