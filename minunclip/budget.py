@@ -15,7 +15,6 @@ from minunclip.config import Preset, UpsamplerConfig
 from minunclip.loading import MODELS
 from minunclip.models.clip import CLIP
 
-STAGES = ("clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2")
 BYTES = 20  # a parameter, in training: weights, gradients, two moments, moving average
 UTILISATION = 0.4  # of the peak: what a well-kept training reaches
 PEAK = 312e12  # FLOP/s: an A100 in bfloat16
@@ -77,9 +76,10 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, int]:
 
 def budget(preset: Preset) -> dict[str, Cost]:
     """The cost of every stage of a preset, by stage; see the head of this module for the formulas."""
-    configs = dict(zip(STAGES, (preset.clip, preset.prior, preset.ar_prior, preset.decoder, preset.upsampler1, preset.upsampler2)))
     costs = {}
-    for stage, config in configs.items():
+    for stage, config in preset.models.items():
+        if stage == "checker":  # no part of unCLIP
+            continue
         with torch.device("meta"):
             model = MODELS[stage][0](config)
             forward, activations = count(model, _inputs(config, stage, whole=False))
@@ -87,7 +87,7 @@ def budget(preset: Preset) -> dict[str, Cost]:
         if stage in ("clip", "ar-prior"):  # CLIP draws nothing; with cached keys and values the other sees each token once, as in one pass
             calls = int(stage == "ar-prior")
         else:
-            calls = config.diffusion.sampling_steps  # type: ignore[attr-defined]
+            calls = config.diffusion.sampling_steps
         settings = preset.training[stage]
         parameters = sum(p.numel() for p in model.parameters())
         costs[stage] = Cost(parameters, forward, activations, whole * calls, 3.0 * forward * settings.batch_size * settings.steps)

@@ -107,6 +107,13 @@ def require_folder(option: str, path: str | None) -> None:
         raise ValueError(f"{Path(path).parent} is no folder: make it first, or choose another --{option}")
 
 
+def require_picture_name(out: str) -> None:
+    """ValueError unless a PNG can be written under that name."""
+    require_folder("out", out)
+    if Path(out).suffix.lower() != ".png" or Path(out).is_dir():
+        raise ValueError(f"{out} is no name for a picture: --out must end in .png")
+
+
 def save_picture(path: Path, picture: np.ndarray, facts: dict[str, object]) -> None:
     """A PNG, whole or not at all, that says how it was made in its text chunks."""
     info = PngInfo()
@@ -129,9 +136,7 @@ def sample(
 ) -> None:
     """Draw captions. One picture goes to `out`; several go to numbered files beside a grid in `out`. Seeds count up from `seed`."""
     path = Path(out)
-    require_folder("out", out)
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise ValueError(f"{path} is no name for a picture: --out must end in .png")
+    require_picture_name(out)
     if count < 1:
         raise ValueError(f"count is {count}: draw at least 1 picture a caption")
     model = UnCLIP.from_pretrained(weights, pick_device(device))
@@ -251,10 +256,8 @@ def pack(run: str, weights: str) -> None:
 
 def parameter_counts(preset: str) -> dict[str, int]:
     """Parameters of every model of a preset, by stage; on the meta device, which holds no numbers, so even `paper` fits."""
-    sizes = PRESETS[preset]
-    configs = dict(zip(STAGES, (sizes.clip, sizes.prior, sizes.ar_prior, sizes.decoder, sizes.upsampler1, sizes.upsampler2, sizes.checker)))
     with torch.device("meta"):
-        return {stage: sum(p.numel() for p in MODELS[stage][0](config).parameters()) for stage, config in configs.items()}
+        return {stage: sum(p.numel() for p in MODELS[stage][0](config).parameters()) for stage, config in PRESETS[preset].models.items()}
 
 
 def info(weights: str = str(WEIGHTS), preset: Literal["tiny", "cpu", "gpu", "paper"] | None = None, budget: bool = False) -> None:
@@ -274,8 +277,7 @@ def preview(out: str = "preview.png", seed: int = 0, count: int = 32, held_out: 
     """Draw scenes of the captioned world, and print one caption each."""
     if count < 1:
         raise ValueError(f"count is {count}: draw at least 1 scene")
-    if not Path(out).parent.is_dir() or Path(out).suffix.lower() != ".png":
-        raise ValueError(f"{out} is no name for a picture: give --out a name that ends in .png, in a folder that is there")
+    require_picture_name(out)
     scenes, rng = sample_scenes(count, seed, held_out), np.random.default_rng(seed)
     save_picture(Path(out), tile(render(scenes, 128)), {"seed": seed})
     for i, scene in enumerate(scenes):
@@ -285,9 +287,7 @@ def preview(out: str = "preview.png", seed: int = 0, count: int = 32, held_out: 
 def check(folder: str, out: str | None = None) -> None:
     """Say what a training on a folder of your own pictures would use and what it would skip; with `out`, draw some of them."""
     if out is not None:
-        require_folder("out", out)
-        if Path(out).suffix.lower() != ".png":
-            raise ValueError(f"{out} is no name for a picture: --out must end in .png")
+        require_picture_name(out)
     found = check_folder(Path(folder), tqdm)
     print(f"{len(found.pictures)} pictures can be used, {len(found.skipped)} are skipped ({found.reasons() or 'none'})")
     for name, reason in found.skipped:

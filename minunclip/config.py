@@ -6,7 +6,7 @@ Paper: Tab. 3 and App. C. A preset is literal: what you read here is what is bui
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Objective = Literal["epsilon", "x0", "v"]
 Stem = Literal["patches", "convolutions"]
@@ -163,6 +163,11 @@ class Preset:
     upsampler2: UpsamplerConfig
     checker: CheckerConfig
     training: dict[str, TrainingConfig]  # by stage
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The config of every model, by stage."""
+        return dict(zip(STAGES, (self.clip, self.prior, self.ar_prior, self.decoder, self.upsampler1, self.upsampler2, self.checker)))
 
 
 STAGES = ("clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker")

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -373,32 +374,32 @@ def sample(
     raise ValueError(f"unknown sampler {sampler!r}: use 'ancestral', 'ddim' or 'dpm'")
 
 
+def _walk(denoiser: Denoiser, schedule: Schedule, x_t: Tensor, timesteps: Sequence[int]) -> Tensor:
+    """DDIM with eta 0 from the first of `timesteps` to the last, up or down: each step keeps x_0 and epsilon as they are seen where it starts."""
+    for index, (timestep, following) in enumerate(pairwise(timesteps)):
+        prediction, abar = _predict(denoiser, x_t, timestep, index, None), schedule.exact_alphas_bar[following]
+        x_t = math.sqrt(abar) * prediction.x_0 + math.sqrt(1 - abar) * prediction.epsilon
+    return x_t
+
+
 @torch.no_grad()
-def invert_ddim(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, steps: int, first: int = 0, on_step: OnStep | None = None) -> Tensor:
+def invert_ddim(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, steps: int, first: int = 0) -> Tensor:
     """The x_T from which `sample_ddim` with eta 0 makes x_0 (section 3): the same ODE backwards, approximate, better with more steps.
 
     x_0 enters at timestep `first`, as if it had that timestep's noise. Choose one whose noise is about as large as the network's own error on a
     clean picture: lower down, that error counts as noise, is divided by next to nothing, and x_T grows far beyond what the network knows.
     """
-    timesteps = spaced_timesteps(schedule.steps, steps, first)
-    levels = [schedule.exact_alphas_bar[t] for t in timesteps]
-    x_t = math.sqrt(levels[0]) * x_0
-    for index, (timestep, abar_next) in enumerate(zip(timesteps, levels[1:])):
-        prediction = _predict(denoiser, x_t, timestep, index, on_step)
-        # x_{t+1} = sqrt(abar_{t+1}) x_0 + sqrt(1 - abar_{t+1}) epsilon, both as they are seen at t
-        x_t = math.sqrt(abar_next) * prediction.x_0 + math.sqrt(1 - abar_next) * prediction.epsilon
-    return x_t
+    x_t = math.sqrt(schedule.exact_alphas_bar[first]) * x_0
+    return _walk(denoiser, schedule, x_t, spaced_timesteps(schedule.steps, steps, first))
 
 
+@torch.no_grad()
 def revert_ddim(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, steps: int, first: int = 0) -> Tensor:
-    """The way of `invert_ddim` back, step by step: the picture is taken as it stands at timestep `first`, where it had entered.
+    """The way of `invert_ddim` back: the picture is taken as it stands at timestep `first`, where it had entered.
 
     `sample_ddim` would take the network's answer there instead, and with it the network's error.
     """
-    x_t = x_T
-    for index, timestep, _, abar_next in list(_descent(schedule, steps, first))[:-1]:
-        prediction = _predict(denoiser, x_t, timestep, index, None)
-        x_t = math.sqrt(abar_next) * prediction.x_0 + math.sqrt(1 - abar_next) * prediction.epsilon
+    x_t = _walk(denoiser, schedule, x_T, spaced_timesteps(schedule.steps, steps, first)[::-1])
     return x_t / math.sqrt(schedule.exact_alphas_bar[first])
 
 

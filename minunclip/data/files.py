@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from PIL import Image, ImageOps
 
 from minunclip.config import Preset
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.data.world import World, load_world, require_only
+from minunclip.data.world import World, load_world, picture_sizes, require_only
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # read by content, whatever the file's name; none of them runs a program
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")  # what counts as a picture where no list names them
@@ -152,16 +153,21 @@ def read_square(path: Path) -> Image.Image:
     return upright.convert("RGB").crop((left, top, left + side, top + side))
 
 
+def _readable(listing: Listing, folder: Path, progress: Any = iter) -> Iterator[tuple[Path, tuple[str, ...], Image.Image]]:
+    """Every picture that can be read; the others are added to what is skipped."""
+    for path, captions in progress(listing.pictures):
+        try:
+            square = read_square(path)
+        except Unusable as reason:
+            listing.skipped.append((path.relative_to(folder).as_posix(), str(reason)))
+        else:
+            yield path, captions, square
+
+
 def check_folder(folder: Path, progress: Any = iter) -> Listing:
     """`list_folder`, with every picture opened once: what a training would use, and what it would skip."""
     listing = list_folder(folder)
-    good = []
-    for path, captions in progress(listing.pictures):
-        try:
-            read_square(path)
-            good.append((path, captions))
-        except Unusable as reason:
-            listing.skipped.append((path.relative_to(folder).as_posix(), str(reason)))
+    good = [(path, captions) for path, captions, _ in _readable(listing, folder, progress)]
     return Listing(good, listing.skipped)
 
 
@@ -175,7 +181,7 @@ def build_collection(preset: Preset, source: Path, folder: Path, seed: int = 0, 
     Without a `tokenizer` (that of the weights to start from) one is trained on the captions. ValueError where too few files are usable.
     """
     listing = list_folder(source)
-    sizes = (preset.clip.image_size, preset.decoder.image_size, preset.upsampler1.high_size, preset.upsampler2.low_size, preset.upsampler2.high_size)
+    sizes = picture_sizes(preset)
     stamps = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns, captions) for path, captions in listing.pictures]
     words = (preset.clip.vocabulary_size, preset.clip.context_length, tokenizer.merges if tokenizer else None)
     home = folder / f"world-{hashlib.sha256(repr((stamps, sizes, words, seed)).encode()).hexdigest()[:12]}"
@@ -191,12 +197,7 @@ def build_collection(preset: Preset, source: Path, folder: Path, seed: int = 0, 
     ranks: list[str] = []
     rng = np.random.default_rng([seed, 8])
     grid = 3 * sizes[3] // 4 + 1  # a quarter starts on a whole pixel of the smaller picture
-    for path, captions in listing.pictures:
-        try:
-            square = read_square(path)
-        except Unusable as reason:
-            listing.skipped.append((path.relative_to(source).as_posix(), str(reason)))
-            continue
+    for path, captions, square in _readable(listing, source):
         row = len(texts)
         for name in ("pictures", "small", "middle"):
             raw[name][row] = _sized(square, names[name])
@@ -208,9 +209,7 @@ def build_collection(preset: Preset, source: Path, folder: Path, seed: int = 0, 
         ranks.append(hashlib.sha256(path.relative_to(source).as_posix().encode()).hexdigest())
     total = len(texts) + len(listing.skipped)
     if len(texts) < FEWEST or len(listing.skipped) > MOST_SKIPPED * total:
-        for name in names:
-            (home / f".{name}.tmp").unlink()
-        home.rmdir()
+        shutil.rmtree(home)
         skipped = listing.reasons() or "none"
         raise ValueError(f"{source}: {len(texts)} of {total} pictures can be used, at least {FEWEST} and half are needed; skipped: {skipped}")
 

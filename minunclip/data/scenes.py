@@ -171,7 +171,7 @@ def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
 
 
 def twin(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene but for one thing that a caption may say: a pair changes places, or a lone thing or all that are alike its shape or texture.
+    """The same scene but for one thing that a caption may say: a pair changes places, or one thing, or all that are alike, its shape, texture or colour.
 
     Beside its twin a picture cannot be told by its colours and background alone. CLIP needs such neighbours to learn shapes and who is
     where (Yuksekgonul et al. 2023): among random scenes it need not. A twin of a training scene is a training scene: nothing held out.

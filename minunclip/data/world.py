@@ -65,10 +65,15 @@ def training_captions(scenes: list, seed: int) -> list[list[str]]:
     return [[caption(scene, level, rng) for level in LEVELS] for scene in scenes]
 
 
+def picture_sizes(preset: Preset) -> tuple[int, int, int, int, int]:
+    """Sides of what CLIP sees, the decoder draws, the first upsampler draws, the second is shown, and the second draws."""
+    return preset.clip.image_size, preset.decoder.image_size, preset.upsampler1.high_size, preset.upsampler2.low_size, preset.upsampler2.high_size
+
+
 def build_world(preset: Preset, folder: Path, seed: int = 0) -> World:
     """Draws the training scenes of a preset under `folder`, or maps what an earlier call has drawn there."""
     config = preset.world
-    sizes = (preset.clip.image_size, preset.decoder.image_size, preset.upsampler1.high_size, preset.upsampler2.low_size, preset.upsampler2.high_size)
+    sizes = picture_sizes(preset)
     words = (preset.clip.vocabulary_size, preset.clip.context_length)
     key = hashlib.sha256(repr((asdict(config), sizes, words, seed)).encode() + _drawing_code()).hexdigest()[:12]
     home = folder / f"world-{key}"
