@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from minunclip.training import write_atomically
 
@@ -79,7 +80,8 @@ def show(content: "Figure | Sequence[np.ndarray]", titles: Sequence[str] = (), *
     if not alt.strip():
         raise ValueError("a figure needs alt text: say in a sentence what it shows")
     figure = content if isinstance(content, Figure) else picture_grid(content, titles, columns)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, facecolor="white", pil_kwargs={"optimize": True})
+    buffer, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, facecolor="white")
+    Image.open(buffer).convert("RGB").save(small, format="PNG", optimize=True)  # nothing is transparent: a sixth smaller without
     close(figure)  # else the notebook shows it a second time, without words
-    display(HTML(f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'))
+    display(HTML(f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}">'))

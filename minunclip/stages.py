@@ -371,8 +371,8 @@ def commit() -> str:
 def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, stop_after: int | None = None) -> nn.Module:
     """Trains one stage of STAGES in `run.folder / stage` and returns its moving average."""
     if run.init is not None and rank() == 0:
-        for other in STAGES:  # those that are not trained further are used, and packed, as they are
-            if (run.init / other).is_dir() and not (run.folder / other).exists():
+        for other in STAGES:  # those that are not trained further are used, and packed, as they are; the checker knows the captioned world alone
+            if (run.init / other).is_dir() and not (run.folder / other).exists() and (run.data is None or other != "checker"):
                 (run.folder / other).mkdir(parents=True)
                 for name in ("config.json", "model.safetensors"):
                     shutil.copyfile(run.init / other / name, run.folder / other / name)

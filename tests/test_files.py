@@ -173,6 +173,7 @@ def test_from_a_folder_to_a_picture_from_scratch_and_from_weights(folder: Path, 
         for stage in ("clip", "decoder")
     }
     assert same == {"clip": True, "decoder": False}
+    assert not (Path(weights) / "checker").exists()  # it reads the captioned world, and would call every other word unknown
 
 
 def test_folders_that_cannot_be_used_get_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
