@@ -44,8 +44,8 @@ def variations(model: UnCLIP, images: Tensor, count: int, eta: float = 1.0, seed
 def interpolate(model: UnCLIP, start: Tensor, end: Tensor, shares: list[float], noise_seed: int | None = None, steps: int = STEPS) -> Tensor:
     """Pictures between `start` and `end` (B, 3, S, S), (B, shares, 3, S, S), along the great circle between their z_i (section 3.2).
 
-    x_T goes along from one picture's to the other's, so that both ends are the pictures, but for the decoder's own error; with `noise_seed` it is instead the same
-    noise all the way, and the ends are only alike.
+    x_T goes along from one picture's to the other's, so that both ends are the pictures, but for the decoder's own error; with `noise_seed` it
+    is instead the same noise all the way, and the ends are only alike.
     """
     (z_a, x_a), (z_b, x_b) = model.invert(start, steps), model.invert(end, steps)
     if noise_seed is not None:
