@@ -5,6 +5,7 @@ gradients. Each part has random numbers of its own, so that N processes with A p
 order of summation. CLIP's loss compares all pairs of the global batch: its embeddings are gathered, with their gradients.
 """
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ def start(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    atexit.register(distributed.destroy_process_group)  # its threads must end before the interpreter does, or they abort it
     return device
 
 
@@ -34,14 +36,20 @@ def ranks() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def wait_for_all() -> None:
+    """Returns once every process has come here."""
+    if ranks() > 1:
+        distributed.barrier()
+
+
 @contextmanager
 def first_one_then_all() -> Iterator[None]:
     """The block runs on rank 0, then on all others, which find the files that it has written."""
     if rank() > 0:
-        distributed.barrier()
+        wait_for_all()
     yield
-    if rank() == 0 and ranks() > 1:
-        distributed.barrier()
+    if rank() == 0:
+        wait_for_all()
 
 
 def add_gradients(model: nn.Module) -> None:

@@ -222,6 +222,8 @@ def fit(
                 if sample is not None:
                     _save_picture(folder / f"samples-{step:06d}.png", sample(average))
                 plot_log(log, folder / "loss.png", name)
+            if due:
+                distributed.wait_for_all()  # nobody leaves, or goes on to the next stage, before the files are written
             if stop or step == stop_after:
                 if stop:
                     raise KeyboardInterrupt
