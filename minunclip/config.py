@@ -99,6 +99,11 @@ class DecoderConfig:
     context_tokens: int = 4  # extra tokens that the embedding is projected into
     embedding_drop: float = 0.1  # section 2.1 says 10 %; section 5.1 says 5 %: the paper disagrees with itself
     caption_drop: float = 0.5
+    # where the text transformer starts. The paper: from scratch. "clip": from CLIP's own weights (causal then, as CLIP is); a short training
+    # learns hardly any words beside an embedding that already says nearly all of them
+    text_start: Literal["scratch", "clip"] = "scratch"
+    # the paper: no. Which of two things is the red one lies in directions of z_i that vary little; whitened, all directions count alike
+    whiten: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,15 @@ TINY = Preset(
     prior=DiffusionPriorConfig(32, 32, 32, TransformerConfig(32, 2, 2), DiffusionConfig("cosine", "x0", False, "dpm", 8)),
     ar_prior=AutoregressivePriorConfig(32, 32, 32, 32, 64, TransformerConfig(32, 2, 2)),
     decoder=DecoderConfig(
-        16, 32, 512, 32, TransformerConfig(32, 1, 2), UNetConfig(32, (1, 2), 1, (4,), 16, patch_size=2), DiffusionConfig("cosine", "v", False, "dpm", 8)
+        image_size=16,
+        embedding_dim=32,
+        vocabulary_size=512,
+        context_length=32,
+        text=TransformerConfig(32, 2, 2),
+        unet=UNetConfig(32, (1, 2), 1, (4,), 16, patch_size=2),
+        diffusion=DiffusionConfig("cosine", "v", False, "dpm", 8),
+        text_start="clip",
+        whiten=True,
     ),
     upsampler1=UpsamplerConfig(16, 32, "blur", UNetConfig(16, (1, 2), 1, (), 16, patch_size=2), DiffusionConfig("cosine", "x0", False, "ddim", 4)),
     upsampler2=UpsamplerConfig(32, 64, "bsr", UNetConfig(16, (1, 2), 1, (), 16, patch_size=4), DiffusionConfig("linear", "x0", False, "ddim", 4)),
@@ -216,9 +229,13 @@ CPU = Preset(
         embedding_dim=128,
         vocabulary_size=512,
         context_length=32,
-        text=TransformerConfig(128, 2, 4),
+        text=TransformerConfig(128, 4, 4),
         unet=UNetConfig(width=128, multipliers=(1, 1), blocks=2, attention_at=(8,), head_channels=32, patch_size=4),
         diffusion=DiffusionConfig("cosine", "x0", learned_variance=False, sampler="dpm", sampling_steps=25),
+        embedding_drop=0.3,
+        caption_drop=0.3,
+        text_start="clip",
+        whiten=True,
     ),
     upsampler1=UpsamplerConfig(
         low_size=32,
@@ -239,7 +256,7 @@ CPU = Preset(
         "clip": TrainingConfig(steps=2500, batch_size=256, learning_rate=1e-3, optimizer="muon", beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=1500, batch_size=256, learning_rate=6e-4, weight_decay=0.06),
         "ar-prior": TrainingConfig(steps=1000, batch_size=128, learning_rate=6e-4, weight_decay=0.04),
-        "decoder": TrainingConfig(steps=6500, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1500),
+        "decoder": TrainingConfig(steps=11_000, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1500),
         "upsampler1": TrainingConfig(steps=2000, batch_size=32, learning_rate=8e-4),
         "upsampler2": TrainingConfig(steps=1500, batch_size=16, learning_rate=8e-4),
         "checker": TrainingConfig(steps=6000, batch_size=64, learning_rate=4e-3, warmup=600),
@@ -272,9 +289,11 @@ GPU = Preset(
         embedding_dim=512,
         vocabulary_size=49_408,
         context_length=77,
-        text=TransformerConfig(512, 6, 8),
+        text=TransformerConfig(512, 8, 8),
         unet=UNetConfig(width=192, multipliers=(1, 2, 3, 4), blocks=2, attention_at=(16, 8), head_channels=64, dropout=0.1),
         diffusion=DiffusionConfig("cosine", "v", learned_variance=False, sampler="dpm", sampling_steps=25),
+        text_start="clip",
+        whiten=True,
     ),
     upsampler1=UpsamplerConfig(
         low_size=64,

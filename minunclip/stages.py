@@ -268,7 +268,9 @@ def decoder_stage(run: Run, settings: TrainingConfig) -> Trained:
         real = run.validation["small"][:GRID]
         return tile(np.concatenate([to_uint8(part) for pair in zip(real.split(8), drawn.split(8)) for part in pair]))
 
-    return Decoder(config), batch, loss, {"validate": validate, "sample": sample}
+    model = Decoder(config)
+    model.prepare_from(run.clip, scale.scale(torch.from_numpy(run.image_embeddings)))
+    return model, batch, loss, {"validate": validate, "sample": sample}
 
 
 def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig, stage: str) -> Trained:

@@ -5,7 +5,7 @@ into four tokens that follow the caption's, which the U-Net's attention sees. Th
 own, as in GLIDE (Nichol et al. 2021), whose last output is added to the timestep embedding too.
 
 Different from the paper: padding is hidden by a mask (GLIDE learns a padding embedding), and a dropped caption is one of which attention
-sees nothing (GLIDE encodes an empty one).
+sees nothing (GLIDE encodes an empty one). Two fields of the config help where training is short: `whiten` and `text_start`.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,11 @@ from torch.nn import functional as F
 
 from minunclip.config import DecoderConfig
 from minunclip.diffusion import Denoiser, OnStep, SamplerName, Schedule, SeededNoise, guide, make_denoiser, sample, training_loss
+from minunclip.models.clip import CLIP
 from minunclip.models.transformer import Transformer
 from minunclip.models.unet import TimestepMLP, UNet
+
+FLOOR = 0.003  # of the largest variance, added to all when whitening
 
 
 class Condition(NamedTuple):
@@ -30,8 +33,33 @@ class Condition(NamedTuple):
     mask: Tensor  # (B, context_length + 4), True where attention may look
 
 
+class Whitener(nn.Module):
+    """Turns embeddings so that no direction in which they vary speaks louder than another. Buffers, saved with the model."""
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("matrix", torch.eye(dim))
+
+    def fit(self, embeddings: Tensor) -> None:
+        """To embeddings (N, d). Directions with under FLOOR of the largest variance stay quiet: there is little but rounding in them."""
+        values = embeddings.double()
+        mean = values.mean(dim=0)
+        eigenvalues, directions = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+        # w = V^T (z - mean) / sqrt(variance)
+        self.matrix.copy_(directions / (eigenvalues.clamp(min=0) + FLOOR * eigenvalues.max()).sqrt().clamp(min=1e-6))
+        self.mean.copy_(mean)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        with torch.autocast(embedding.device.type, enabled=False):
+            return (embedding.float() - self.mean) @ self.matrix
+
+
 class Decoder(nn.Module):
-    """Image embedding and caption to image, by diffusion."""
+    """Image embedding and caption to image, by diffusion. With `whiten` or `text_start="clip"`, call `prepare_from` before training."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -44,6 +72,7 @@ class Decoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
 
+        self.whitener = Whitener(config.embedding_dim) if config.whiten else nn.Identity()
         self.timestep_mlp = TimestepMLP(config.unet.width)
         self.embedding_to_vector = nn.Linear(config.embedding_dim, embedding_width)
         self.embedding_to_tokens = nn.Linear(config.embedding_dim, config.context_tokens * text_width)
@@ -53,6 +82,23 @@ class Decoder(nn.Module):
 
         channels_out = 6 if config.diffusion.learned_variance else 3
         self.unet = UNet(config.unet, config.image_size, 3, channels_out, embedding_width, context_width=text_width)
+
+    @torch.no_grad()
+    def prepare_from(self, clip: CLIP, embeddings: Tensor) -> None:
+        """What the config asks to take over from training so far: CLIP's text transformer, and the spread of the scaled embeddings (N, d).
+
+        ValueError where the text transformers differ in size.
+        """
+        if isinstance(self.whitener, Whitener):
+            self.whitener.fit(embeddings)
+        if self.config.text_start == "clip":
+            ours, theirs = self.config, clip.config
+            if (ours.text, ours.context_length, ours.vocabulary_size) != (theirs.text, theirs.context_length, theirs.vocabulary_size):
+                raise ValueError("the decoder's text transformer is to start from CLIP's, but their sizes differ: use the same, or text_start: scratch")
+            self.token_embedding.load_state_dict(clip.token_embedding.state_dict())
+            self.text_transformer.load_state_dict(clip.text_transformer.state_dict())
+            self.text_norm.load_state_dict(clip.text_final_norm.state_dict())
+            self.positions.copy_(clip.text_positions)
 
     def encode_condition(
         self,
@@ -70,13 +116,15 @@ class Decoder(nn.Module):
         if tokens.shape[1] > self.config.context_length:
             raise ValueError(f"captions of {tokens.shape[1]} tokens, but the decoder reads {self.config.context_length}: tokenize them to that length")
         text = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
-        text = self.text_norm(self.text_transformer(text, causal=False, key_mask=mask))
+        causal = self.config.text_start == "clip"  # padding comes last: causality alone hides it
+        text = self.text_norm(self.text_transformer(text, causal=causal, key_mask=None if causal else mask))
         end = mask.sum(dim=1) - 1
         caption = text[torch.arange(len(text), device=text.device), end]  # the output at the end token stands for the whole caption
         text_mask = mask
         if drop_caption is not None:
             caption = torch.where(drop_caption[:, None], self.null_caption.to(caption.dtype), caption)
             text_mask = mask & ~drop_caption[:, None]
+        image_embedding = self.whitener(image_embedding)
         if drop_embedding is not None:
             image_embedding = torch.where(drop_embedding[:, None], self.null_embedding.to(image_embedding.dtype), image_embedding)
         vector = self.embedding_to_vector(image_embedding) + self.caption_to_vector(caption)
