@@ -8,7 +8,8 @@ from einops import rearrange
 
 from minunclip.config import PRESETS
 from minunclip.diffusion import make_schedule, q_sample
-from minunclip.models.decoder import Decoder, decoder_denoiser, decoder_loss, sample_decoder
+from minunclip.models.clip import CLIP
+from minunclip.models.decoder import Decoder, Whitener, decoder_denoiser, decoder_loss, sample_decoder
 
 CONFIG = PRESETS["tiny"].decoder
 LEARNED = dataclasses.replace(CONFIG, diffusion=dataclasses.replace(CONFIG.diffusion, learned_variance=True, sampler="ancestral"))
@@ -74,6 +75,60 @@ def test_the_vector_is_the_embedding_and_the_end_tokens_output(model, inputs):
         caption = condition.context[b, length - 1]
         expected = model.embedding_to_vector(inputs["image_embedding"][b]) + model.caption_to_vector(caption)
         torch.testing.assert_close(condition.vector[b], expected)
+
+
+def test_whitened_every_direction_is_as_loud_as_any_other():
+    torch.manual_seed(0)
+    spread = torch.tensor([3.0, 1.0, 0.5, 0.3])
+    embeddings = (torch.randn(20_000, 4) * spread) @ torch.linalg.qr(torch.randn(4, 4)).Q + 7
+    whitener = Whitener(4)
+    whitener.fit(embeddings)
+    white = whitener(embeddings)
+    assert white.mean(dim=0).abs().max() < 1e-3
+    # a direction of variance v ends with v / (v + 0.003 max v): nearly one for the loud, 0.77 for the quietest of these
+    expected = spread**2 / (spread**2 + 0.003 * 9)
+    torch.testing.assert_close(torch.linalg.eigvalsh(torch.cov(white.T)), expected.flip(0), rtol=0.05, atol=0)
+    off_diagonal = torch.cov(white.T) - torch.diag(torch.cov(white.T).diagonal())
+    assert off_diagonal.abs().max() < 1e-3
+    whitener.fit(torch.ones(5, 4))  # nothing varies: finite all the same
+    assert whitener(torch.ones(5, 4)).isfinite().all()
+
+
+@torch.no_grad()
+def test_the_text_transformer_starts_as_clips_and_stays_its_own(inputs):
+    clip = CLIP(PRESETS["tiny"].clip).eval()
+    model = Decoder(CONFIG).eval()
+    model.prepare_from(clip, torch.randn(100, CONFIG.embedding_dim))
+    encoded, _ = clip.text_features(inputs["tokens"], inputs["mask"])
+    context = model.encode_condition(*told(inputs)).context[:, :8]
+    torch.testing.assert_close(context[inputs["mask"]], encoded[inputs["mask"]])
+    for parameter in model.parameters():
+        parameter.zero_()
+    torch.testing.assert_close(clip.text_features(inputs["tokens"], inputs["mask"])[0], encoded)
+
+
+def test_a_text_transformer_of_another_size_cannot_start_from_clips():
+    model = Decoder(dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, layers=1)))
+    with pytest.raises(ValueError, match="sizes differ"):
+        model.prepare_from(CLIP(PRESETS["tiny"].clip), torch.randn(100, CONFIG.embedding_dim))
+
+
+def test_the_papers_decoder_takes_nothing_over(inputs):
+    plain = dataclasses.replace(CONFIG, text_start="scratch", whiten=False)
+    model = Decoder(plain)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.prepare_from(CLIP(PRESETS["tiny"].clip), torch.randn(100, CONFIG.embedding_dim))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not PRESETS["paper"].decoder.whiten and PRESETS["paper"].decoder.text_start == "scratch"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", ["scratch", "clip"])
+def test_a_caption_reads_the_same_however_it_is_padded(start, inputs):
+    model = awake(dataclasses.replace(CONFIG, text_start=start))
+    longer = torch.nn.functional.pad(inputs["tokens"], (0, 5), value=9), torch.nn.functional.pad(inputs["mask"], (0, 5))
+    vector = model.encode_condition(*told(inputs)).vector
+    torch.testing.assert_close(model.encode_condition(inputs["image_embedding"], *longer).vector, vector)
 
 
 @torch.no_grad()
