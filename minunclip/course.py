@@ -341,6 +341,44 @@ def great_circle(attempt: Callable[..., Any]) -> None:
     assert torch.allclose(attempt(vectors[0], vectors[0].clone(), 0.5), vectors[0], atol=1e-4), "between a vector and itself is that vector, and no nan"
 
 
+# ---- 10 probing CLIP's space ----
+
+
+def neighbours(attempt: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(12)
+    gallery = torch.randn(30, 6, generator=generator) * torch.linspace(0.2, 5, 30)[:, None]  # some long, some short
+    queries = gallery[[4, 20]] * 3
+    got = torch.as_tensor(attempt(queries, gallery, 5))
+    assert got.shape == (2, 5), f"five indices for each of two queries, (2, 5), not {tuple(got.shape)}"
+    cosine = torch.nn.functional.cosine_similarity(queries[:, None], gallery[None], dim=2)
+    assert got[:, 0].tolist() == [4, 20], "these queries point exactly along rows 4 and 20, which must come first: divide by the lengths, largest first"
+    assert torch.equal(got, cosine.topk(5).indices), "by cosine the order is another: bring queries and gallery to length one, then sort from large to small"
+
+
+def close_gap(attempt: Callable[..., Any]) -> None:
+    z_i, z_t = _pairs(50, 13)
+    z_t = torch.nn.functional.normalize(z_t + torch.linspace(-0.5, 0.7, 16), dim=1)
+    mean_t, mean_i = z_t.mean(dim=0), z_i.mean(dim=0)
+    got = attempt(z_t, mean_t, mean_i)
+    assert torch.allclose(got.norm(dim=1), torch.ones(50), atol=1e-5), "embeddings have length one: normalise after the shift"
+    before, after = float((mean_t - mean_i).norm()), float((got.mean(dim=0) - mean_i).norm())
+    assert after < 0.5 * before, f"the means were {before:.2f} apart and are {after:.2f} apart now: add the pictures' mean, take away the captions'"
+    right = torch.nn.functional.normalize(z_t - mean_t + mean_i, dim=1)
+    assert torch.allclose(got, right, atol=1e-5), "each embedding is moved by the same vector, then divided by its own length"
+
+
+def ridge(attempt: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(14)
+    Z, labels = torch.randn(40, 8, generator=generator), torch.randint(3, (40,), generator=generator)
+    Y = torch.nn.functional.one_hot(labels, 3).float()
+    for penalty in (0.001, 10.0):
+        got = attempt(Z, Y, penalty)
+        assert got.shape == (8, 3), f"the weights are (d, classes) = (8, 3), not {tuple(got.shape)}"
+        # at the minimum of |Z W - Y|^2 + penalty |W|^2 the gradient vanishes
+        slope = float((Z.T @ (Z @ got - Y) + penalty * got).abs().max())
+        assert slope < 1e-3, f"with a penalty of {penalty} these weights are not the minimum (the slope there is {slope:.2g}): add the penalty to the diagonal"
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     function.__name__: function
     for function in (
@@ -354,5 +392,6 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(peak_ratio, aligned_crops, gaussian),
         *(training_order, noise_for, all_at_once),
         *(direction, straight_length, great_circle),
+        *(neighbours, close_gap, ridge),
     )
 }

@@ -71,6 +71,14 @@ def crops(large, small, top, left, side, where=None, wide=None):
     return big, small[:, top : top + side, left : left + side]
 
 
+def unit(x):
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def ridge_weights(Z, Y, penalty):
+    return torch.linalg.solve(Z.T @ Z + penalty * torch.eye(Z.shape[1]), Z.T @ Y)
+
+
 SOLUTIONS = {
     "slowest_stage": lambda seconds: max(seconds, key=seconds.get),
     "best_candidate": pick,
@@ -99,6 +107,9 @@ SOLUTIONS = {
     "direction": lambda a, b: torch.nn.functional.normalize(b - a, dim=1),
     "straight_length": lambda n, share: math.sqrt(n * ((1 - share) ** 2 + share**2)),
     "great_circle": circle,
+    "neighbours": lambda q, g, k: (unit(q) @ unit(g).T).topk(k).indices,
+    "close_gap": lambda z_t, mean_t, mean_i: unit(z_t - mean_t + mean_i),
+    "ridge": ridge_weights,
     "drop_shares": lambda z, y: ((1 - z) * (1 - y), (1 - z) * y, z * (1 - y), z * y),
     "context": lambda text, mask, p: (torch.cat([text, p.view(len(p), 4, -1)], dim=1), torch.cat([mask, torch.ones(len(p), 4, dtype=torch.bool)], dim=1)),
     "guided_six": lambda c, u, w: torch.cat([(u + w * (c - u))[:, :3], c[:, 3:]], dim=1),
@@ -237,6 +248,23 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda c, u, w: torch.cat([(c + w * (c - u))[:, :3], c[:, 3:]], dim=1), "w times the way"),
         (lambda c, u, w: (u + w * (c - u))[:, :3], "six channels"),
         (lambda c, u, w: torch.cat([(u + w * (c - u))[:, :3], u[:, 3:]], dim=1), "condition"),
+    ],
+    "neighbours": [
+        (lambda q, g, k: (q @ g.T).topk(k).indices, "divide by the lengths"),
+        (lambda q, g, k: (unit(q) @ unit(g).T).topk(k, largest=False).indices, "largest first"),
+        (lambda q, g, k: (unit(q) @ unit(g).T).topk(k).values, "divide by the lengths"),
+        (lambda q, g, k: torch.cat([(unit(q) @ unit(g).T).topk(1).indices, (q @ g.T).topk(k).indices[:, : k - 1]], dim=1), "another"),
+    ],
+    "close_gap": [
+        (lambda z_t, mean_t, mean_i: z_t - mean_t + mean_i, "normalise"),
+        (lambda z_t, mean_t, mean_i: unit(z_t + mean_t - mean_i), "take away"),
+        (lambda z_t, mean_t, mean_i: unit(z_t), "take away"),
+        (lambda z_t, mean_t, mean_i: unit(unit(z_t - mean_t) + mean_i), "same vector"),
+    ],
+    "ridge": [
+        (lambda Z, Y, penalty: ridge_weights(Z, Y, 0.0), "diagonal"),
+        (lambda Z, Y, penalty: ridge_weights(Z, Y, penalty).T, "classes"),
+        (lambda Z, Y, penalty: torch.linalg.solve(Z.T @ Z + penalty, Z.T @ Y), "diagonal"),
     ],
     "latent_factor": [(lambda d: d, "mean square"), (lambda d: 17.2, "mean square"), (lambda d: 1 / math.sqrt(d), "mean square")],
 }
