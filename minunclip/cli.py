@@ -33,6 +33,7 @@ from minunclip.loading import MODELS
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
 from minunclip.plots import picture_grid, stages_figure
+from minunclip.safety import find_terms, read_terms, sign
 from minunclip.stages import Run, preset_named, tile
 from minunclip.stages import train as train_stage
 from minunclip.training import TrainingError, write_atomically
@@ -133,10 +134,19 @@ def sample(
     guidance: float = GUIDANCE,
     weights: str = str(WEIGHTS),
     device: Device = "auto",
+    blocklist: str | None = None,
+    signature: bool = False,
 ) -> None:
-    """Draw captions. One picture goes to `out`; several go to numbered files beside a grid in `out`. Seeds count up from `seed`."""
+    """Draw captions. One picture goes to `out`; several go to numbered files beside a grid in `out`. Seeds count up from `seed`.
+
+    `blocklist`: a file of words, one a line, for which nothing is drawn. `signature`: five coloured squares in the lower right corner.
+    """
     path = Path(out)
     require_picture_name(out)
+    terms = [] if blocklist is None else read_terms(Path(blocklist))
+    for text in captions:
+        if found := find_terms(text, terms):
+            raise ValueError(f"{text!r} asks for {found[0]!r}, which stands in {blocklist}: nothing was drawn")
     if count < 1:
         raise ValueError(f"count is {count}: draw at least 1 picture a caption")
     model = UnCLIP.from_pretrained(weights, pick_device(device))
@@ -144,7 +154,11 @@ def sample(
     texts = [text for text in captions for _ in range(count)]
     seeds = [seed + i for _ in captions for i in range(count)]
     pictures = list(model.generate(texts, prior, seeds, size, guidance).pictures.values())[-1]
-    facts: dict[str, object] = {"prior": prior, "guidance": guidance, "weights": weights_id(Path(weights))}
+    if signature:
+        pictures = np.stack([sign(picture) for picture in pictures])
+    diffusion = model.models["decoder"].config.diffusion
+    facts: dict[str, object] = {"prior": prior, "guidance": guidance, "sampler": f"{diffusion.sampler}, {diffusion.sampling_steps} steps"}
+    facts["weights"] = weights_id(Path(weights))
     for i, (text, number, picture) in enumerate(zip(texts, seeds, pictures)):
         name = path if len(texts) == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
         save_picture(name, picture, {"prompt": text, "seed": number, **facts})
@@ -360,8 +374,8 @@ def make_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] in (["train"], ["info"]):  # jsonargparse wants a value for every option
-        flags = {"--dry-run": "--dry_run=true", "--dry_run": "--dry_run=true", "--budget": "--budget=true"}
+    if given[:1] in (["train"], ["info"], ["sample"]):  # jsonargparse wants a value for every option
+        flags = {"--dry-run": "--dry_run=true", "--dry_run": "--dry_run=true", "--budget": "--budget=true", "--signature": "--signature=true"}
         given = [flags.get(word, word) for word in given]
     try:
         parsed = make_parser().parse_args(given)

@@ -269,7 +269,7 @@ def decoder_stage(run: Run, settings: TrainingConfig) -> Trained:
         return tile(np.concatenate([to_uint8(part) for pair in zip(real.split(8), drawn.split(8)) for part in pair]))
 
     model = Decoder(config)
-    model.prepare_from(run.clip, scale.scale(torch.from_numpy(run.image_embeddings)))
+    model.prepare_from(run.clip, scale.scale(torch.tensor(run.image_embeddings)))
     return model, batch, loss, {"validate": validate, "sample": sample}
 
 

@@ -18,6 +18,7 @@ from minunclip.data.tokenizer import Tokenizer
 from minunclip.models.upsampler import Upsampler
 from minunclip.pipeline import UnCLIP, hashes, weights_id
 from minunclip.plots import evenly
+from minunclip.safety import is_signed
 from minunclip.training import save_model
 
 
@@ -102,10 +103,24 @@ def test_strange_captions_are_drawn_and_warned_of(tiny_weights: Path, tmp_path: 
 def test_a_picture_names_all_the_weights_it_came_from(copy: Path, tmp_path: Path) -> None:
     assert main(["sample", "🐘 star", "--seed", "3", "--size", "16", "--weights", str(copy), "--out", str(tmp_path / "x.png")]) == 0
     facts = Image.open(tmp_path / "x.png").text
-    assert facts == {"prompt": "🐘 star", "seed": "3", "prior": "diffusion", "guidance": "2.0", "weights": weights_id(copy)}
+    assert facts == {"prompt": "🐘 star", "seed": "3", "prior": "diffusion", "guidance": "2.0", "sampler": "dpm, 8 steps", "weights": weights_id(copy)}
     assert hashes(copy)["clip"] == hashlib.sha256((copy / "clip" / "model.safetensors").read_bytes()).hexdigest()
     (copy / "clip" / "model.safetensors").write_bytes(b"other")
     assert weights_id(copy) != facts["weights"]
+
+
+def test_a_signature_and_a_list_of_what_is_not_drawn(copy, tmp_path, capsys) -> None:
+    given = ["sample", "a star", "--weights", str(copy), "--out", str(tmp_path / "a.png")]
+    assert main([*given, "--signature"]) == 0 and is_signed(np.asarray(Image.open(tmp_path / "a.png")))
+    assert main(given) == 0 and not is_signed(np.asarray(Image.open(tmp_path / "a.png")))
+    capsys.readouterr()
+    (tmp_path / "terms.txt").write_text("heart\nstar\n")
+    (tmp_path / "a.png").unlink()
+    assert "asks for 'star'" in refused([*given, "--blocklist", str(tmp_path / "terms.txt")], capsys)
+    assert "none.txt" in refused([*given, "--blocklist", str(tmp_path / "none.txt")], capsys)
+    assert not (tmp_path / "a.png").exists()
+    (tmp_path / "terms.txt").write_text("heart\n")
+    assert main([*given, "--blocklist", str(tmp_path / "terms.txt")]) == 0
 
 
 def test_count_gives_each_caption_the_same_seeds(tiny_weights: Path, tmp_path: Path) -> None:
