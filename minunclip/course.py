@@ -379,6 +379,39 @@ def ridge(attempt: Callable[..., Any]) -> None:
         assert slope < 1e-3, f"with a penalty of {penalty} these weights are not the minimum (the slope there is {slope:.2g}): add the penalty to the diagonal"
 
 
+# ---- 12 safety, provenance, bias ----
+
+
+def threshold_for(attempt: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(15)
+    for count, recall in ((40, 0.9), (41, 1.0), (25, 0.5)):
+        labels = torch.rand(count, generator=generator) < 0.4
+        scores = torch.randn(count, generator=generator) + labels
+        got = float(attempt(scores, labels, recall))
+        found = float((scores[labels] >= got).float().mean())
+        assert found >= recall - 1e-6, f"above {got:.3f} lie {found:.0%} of the true ones, not {recall:.0%}: take a lower threshold, and round their number up"
+        higher = scores[labels][scores[labels] > got + 1e-6]
+        assert len(higher) < recall * int(labels.sum()), f"{got:.3f} is lower than need be: every score above it still keeps the promise"
+
+
+def weights_after_filter(attempt: Callable[..., Any]) -> None:
+    before, after = {"a": 0.5, "b": 0.3, "c": 0.2}, {"a": 0.7, "b": 0.2, "c": 0.1}
+    got = attempt(dict(before), dict(after))
+    mean = sum(after[group] * got[group] for group in after)
+    assert abs(mean - 1) < 1e-6, f"the mean weight of the filtered data is {mean:.3f}, not 1: divide by the sum of after x weight"
+    for group in after:
+        share = after[group] * got[group]
+        assert abs(share - before[group]) < 1e-6, f"so {group!r} has a share of {share:.3f}, not {before[group]} as before: rare ones weigh more"
+
+
+def chance_of(attempt: Callable[..., Any]) -> None:
+    for k, n, p in ((3, 5, 0.5), (0, 4, 0.3), (20, 128, 0.1), (4, 4, 0.25)):
+        right, got = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1)), float(attempt(k, n, p))
+        exactly = math.comb(n, k) * p**k * (1 - p) ** (n - k)
+        assert right - exactly < 1e-12 or abs(got - exactly) > 1e-9, f"this is the chance of exactly {k} of {n}: add those of more"
+        assert abs(got - right) < 1e-9, f"{k} or more of {n} at {p}: {right:.4f}, not {got:.4f}; each way of choosing which i are red has p^i (1 - p)^(n - i)"
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     function.__name__: function
     for function in (
@@ -393,5 +426,6 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(training_order, noise_for, all_at_once),
         *(direction, straight_length, great_circle),
         *(neighbours, close_gap, ridge),
+        *(threshold_for, weights_after_filter, chance_of),
     )
 }

@@ -79,6 +79,19 @@ def ridge_weights(Z, Y, penalty):
     return torch.linalg.solve(Z.T @ Z + penalty * torch.eye(Z.shape[1]), Z.T @ Y)
 
 
+def kept_above(scores, labels, recall, round_up=math.ceil):
+    return scores[labels].sort(descending=True).values[max(1, round_up(recall * int(labels.sum()))) - 1]
+
+
+def weighed(before, after, power=1):
+    raw = {group: (before[group] / after[group]) ** power for group in after}
+    return {group: weight / sum(after[g] * raw[g] for g in after) for group, weight in raw.items()}
+
+
+def binomial(k, n, p, ways=math.comb):
+    return sum(ways(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
+
+
 SOLUTIONS = {
     "slowest_stage": lambda seconds: max(seconds, key=seconds.get),
     "best_candidate": pick,
@@ -110,6 +123,9 @@ SOLUTIONS = {
     "neighbours": lambda q, g, k: (unit(q) @ unit(g).T).topk(k).indices,
     "close_gap": lambda z_t, mean_t, mean_i: unit(z_t - mean_t + mean_i),
     "ridge": ridge_weights,
+    "threshold_for": kept_above,
+    "weights_after_filter": weighed,
+    "chance_of": binomial,
     "drop_shares": lambda z, y: ((1 - z) * (1 - y), (1 - z) * y, z * (1 - y), z * y),
     "context": lambda text, mask, p: (torch.cat([text, p.view(len(p), 4, -1)], dim=1), torch.cat([mask, torch.ones(len(p), 4, dtype=torch.bool)], dim=1)),
     "guided_six": lambda c, u, w: torch.cat([(u + w * (c - u))[:, :3], c[:, 3:]], dim=1),
@@ -265,6 +281,22 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda Z, Y, penalty: ridge_weights(Z, Y, 0.0), "diagonal"),
         (lambda Z, Y, penalty: ridge_weights(Z, Y, penalty).T, "classes"),
         (lambda Z, Y, penalty: torch.linalg.solve(Z.T @ Z + penalty, Z.T @ Y), "diagonal"),
+    ],
+    "threshold_for": [
+        (lambda scores, labels, recall: scores.quantile(1 - recall), "lower threshold|lower than need be"),
+        (lambda scores, labels, recall: kept_above(scores, labels, recall, math.floor), "round their number up"),
+        (lambda scores, labels, recall: scores.min(), "lower than need be"),
+        (lambda scores, labels, recall: kept_above(scores, ~labels, recall), "lower threshold|lower than need be"),
+    ],
+    "weights_after_filter": [
+        (lambda before, after: {group: before[group] / sum(before.values()) for group in after}, "mean weight"),
+        (lambda before, after: weighed(before, after, power=-1), "rare ones"),
+        (lambda before, after: weighed(before, after, power=0), "rare ones"),
+    ],
+    "chance_of": [
+        (lambda k, n, p: math.comb(n, k) * p**k * (1 - p) ** (n - k), "exactly"),
+        (lambda k, n, p: binomial(k + 1, n, p), "or more"),
+        (lambda k, n, p: binomial(k, n, p, lambda n, i: 1), "each way"),
     ],
     "latent_factor": [(lambda d: d, "mean square"), (lambda d: 17.2, "mean square"), (lambda d: 1 / math.sqrt(d), "mean square")],
 }
