@@ -412,6 +412,39 @@ def chance_of(attempt: Callable[..., Any]) -> None:
         assert abs(got - right) < 1e-9, f"{k} or more of {n} at {p}: {right:.4f}, not {got:.4f}; each way of choosing which i are red has p^i (1 - p)^(n - i)"
 
 
+# ---- 13 your own pictures, one GPU and many ----
+
+
+def parts_needed(attempt: Callable[..., Any]) -> None:
+    cases = [
+        ((10, 100, 1000, 8), 1),
+        ((10, 100, 700, 8), 2),
+        ((10, 100, 410, 12), 6),
+        ((10, 100, 470, 8), 4),
+        ((10, 100, 299, 8), None),
+        ((10, 100, 300, 6), 6),
+    ]
+    for given, right in cases:
+        got = attempt(*given)
+        told = "{} parameters, {} bytes an example, {} bytes, a batch of {}".format(*given)
+        assert got == right, f"with {told}: {right} parts, not {got}: 20 bytes a parameter, then batch / parts examples at once; parts must divide the batch"
+
+
+def combine(attempt: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(16)
+    examples, sizes = torch.randn(10, 4, generator=generator), [5, 3, 2]
+    parts = [part.mean(dim=0) for part in examples.split(sizes)]
+    got, right = attempt([part.clone() for part in parts], list(sizes)), examples.mean(dim=0)
+    assert not torch.allclose(got, sum(parts) / 3, atol=1e-6), "this is the mean of the parts: one of five examples must count more than one of two"
+    assert torch.allclose(got, right, atol=1e-5), "each part's gradient counts as often as it has examples; divide by their total"
+
+
+def efficiency(attempt: Callable[..., Any]) -> None:
+    for compute, size, ranks, bandwidth in ((10.0, 7e9, 8, 25e9), (1.0, 1e9, 64, 1e9), (3.0, 2e9, 1, 1e9)):
+        right, got = compute / (compute + 2 * (ranks - 1) * size / bandwidth), float(attempt(compute, size, ranks, bandwidth))
+        assert abs(got - right) < 1e-9, f"{ranks} ranks, {compute} s, {size:g} bytes at {bandwidth:g} bytes/s: {right:.4f}, not {got:.4f}; one rank alone has 1"
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     function.__name__: function
     for function in (
@@ -427,5 +460,6 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(direction, straight_length, great_circle),
         *(neighbours, close_gap, ridge),
         *(threshold_for, weights_after_filter, chance_of),
+        *(parts_needed, combine, efficiency),
     )
 }

@@ -92,6 +92,11 @@ def binomial(k, n, p, ways=math.comb):
     return sum(ways(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
 
 
+def fitting(parameters, activations, memory, batch, state=20, divides=True):
+    options = (n for n in range(1, batch + 1) if batch % n == 0 or not divides)
+    return next((n for n in options if state * parameters + batch / n * activations <= memory), None)
+
+
 SOLUTIONS = {
     "slowest_stage": lambda seconds: max(seconds, key=seconds.get),
     "best_candidate": pick,
@@ -126,6 +131,9 @@ SOLUTIONS = {
     "threshold_for": kept_above,
     "weights_after_filter": weighed,
     "chance_of": binomial,
+    "parts_needed": fitting,
+    "combine": lambda gradients, sizes: sum(n * g for n, g in zip(sizes, gradients)) / sum(sizes),
+    "efficiency": lambda c, size, n, w: c / (c + 2 * (n - 1) * size / w),
     "drop_shares": lambda z, y: ((1 - z) * (1 - y), (1 - z) * y, z * (1 - y), z * y),
     "context": lambda text, mask, p: (torch.cat([text, p.view(len(p), 4, -1)], dim=1), torch.cat([mask, torch.ones(len(p), 4, dtype=torch.bool)], dim=1)),
     "guided_six": lambda c, u, w: torch.cat([(u + w * (c - u))[:, :3], c[:, 3:]], dim=1),
@@ -297,6 +305,21 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda k, n, p: math.comb(n, k) * p**k * (1 - p) ** (n - k), "exactly"),
         (lambda k, n, p: binomial(k + 1, n, p), "or more"),
         (lambda k, n, p: binomial(k, n, p, lambda n, i: 1), "each way"),
+    ],
+    "parts_needed": [
+        (lambda *given: fitting(*given, state=4), "20 bytes"),
+        (lambda *given: fitting(*given, divides=False), "must divide"),
+        (lambda *given: fitting(*given) or 8, "None parts"),
+    ],
+    "combine": [
+        (lambda gradients, sizes: sum(gradients) / len(gradients), "mean of the parts"),
+        (lambda gradients, sizes: sum(n * g for n, g in zip(sizes, gradients)), "total"),
+        (lambda gradients, sizes: sum(gradients), "as often"),
+    ],
+    "efficiency": [
+        (lambda c, size, n, w: c / n + 2 * (n - 1) / n * size / w, "one rank alone"),
+        (lambda c, size, n, w: c / (c + 2 * (n - 1) / n * size / w), "not"),
+        (lambda c, size, n, w: c / (c / n + 2 * (n - 1) / n * size / w), "not"),
     ],
     "latent_factor": [(lambda d: d, "mean square"), (lambda d: 17.2, "mean square"), (lambda d: 1 / math.sqrt(d), "mean square")],
 }
