@@ -29,7 +29,7 @@ weights: .venv/ready
 
 evaluate: .venv/ready
 	mkdir -p results
-	$(BIN)/minunclip evaluate --count 400 --json results/evaluation.json --samples results/samples.png
+	$(BIN)/minunclip evaluate --json results/evaluation.json --samples results/samples.png
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/speed.py --json results/speed.json
