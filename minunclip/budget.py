@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minunclip.config import Preset, UpsamplerConfig
+from minunclip.config import Preset, TrainingConfig, UpsamplerConfig
 from minunclip.loading import MODELS
 from minunclip.models.clip import CLIP
 
@@ -92,6 +92,12 @@ def budget(preset: Preset) -> dict[str, Cost]:
         parameters = sum(p.numel() for p in model.parameters())
         costs[stage] = Cost(parameters, forward, activations, whole * calls, 3.0 * forward * settings.batch_size * settings.steps)
     return costs
+
+
+def memory(cost: Cost, settings: TrainingConfig) -> float:
+    """Bytes at the peak of a training step, estimated: the state, and what the examples that are done at once keep (in 16 bits half as much)."""
+    at_once = settings.batch_size // settings.accumulation
+    return cost.parameters * BYTES + at_once * cost.activations / (1 if settings.precision == "fp32" else 2)
 
 
 def as_text(preset: Preset) -> str:

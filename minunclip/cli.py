@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from minunclip import report
 from minunclip.budget import as_text as budget_as_text
+from minunclip.budget import budget as costs_of
+from minunclip.budget import memory
 from minunclip.config import PRESETS, STAGES
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
@@ -72,7 +74,7 @@ def train(
 
     `data`: a folder of your own pictures with captions (minunclip/data/files.py says how they are found), in place of the captioned world; the
     checker, which reads that world, is then no part of "all". `init`: a folder of weights to start from, such as data/weights.
-    With --dry_run (or --dry-run) the settings and parameter counts are printed, and nothing is done.
+    With --dry_run (or --dry-run) settings, parameters and the memory that a step needs, an estimate, are printed, and nothing is done.
     """
     if data is not None and stage == "checker":
         raise ValueError("the checker reads scenes of the captioned world and cannot learn from other pictures: leave --data out")
@@ -81,13 +83,15 @@ def train(
     folders = [None if path is None else Path(path) for path in (data, init)]
     run = Run(preset_named(preset), Path(out or f"runs/{preset}"), start_processes(pick_device(device)), seed, *folders)
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "precision": precision}
+    counts, costs = (parameter_counts(preset), costs_of(run.preset)) if dry_run else ({}, {})
     everything = [name for name in STAGES if data is None or name != "checker"]
     for name in everything if stage == "all" else (stage,):
         settings = replace(run.preset.training[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
         if min(settings.steps, settings.batch_size) < 1 or settings.learning_rate <= 0:
             raise ValueError("steps and batch_size must be at least 1, and learning_rate above 0")
         if dry_run:
-            print(f"{name}: {parameter_counts(preset)[name] / 1e6:,.2f} M parameters on {run.device} in {run.folder / name}, {settings}")
+            needs = f", about {memory(costs[name], settings) / 1e9:,.2f} GB" if name in costs else ""
+            print(f"{name}: {counts[name] / 1e6:,.2f} M parameters{needs} on {run.device} in {run.folder / name}, {settings}")
         else:
             train_stage(name, run, settings=settings, resume=resume == "auto")
 

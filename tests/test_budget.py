@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minunclip.budget import BYTES, PEAK, UTILISATION, budget, count
+from minunclip.budget import BYTES, PEAK, UTILISATION, budget, count, memory
 from minunclip.cli import main
 from minunclip.config import TINY, TransformerConfig
 from minunclip.models.transformer import Transformer
@@ -50,6 +50,14 @@ def test_training_grows_with_steps_and_batch_and_sampling_with_its_steps() -> No
     quarters = 16 * TINY.upsampler1.diffusion.sampling_steps * once["upsampler1"].forward  # of the side, in training; but the timestep has no size
     assert once["upsampler1"].sampling == pytest.approx(quarters, rel=0.05)
     assert BYTES == 4 * 5
+
+
+def test_memory_falls_with_accumulation_and_precision_but_not_below_the_state() -> None:
+    cost, settings = budget(TINY)["decoder"], TINY.training["decoder"]
+    state, activations = cost.parameters * BYTES, settings.batch_size * cost.activations
+    assert memory(cost, settings) == state + activations
+    assert memory(cost, replace(settings, precision="bf16")) == state + activations / 2
+    assert memory(cost, replace(settings, accumulation=4)) == state + activations / 4
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

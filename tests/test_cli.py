@@ -160,6 +160,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys) -> None:
     assert main(["train", "all", "--preset", "tiny", "--out", str(tmp_path / "run"), "--batch_size", "7", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == list(STAGES) and all("batch_size=7" in line for line in lines)
+    assert all((" GB" in line) == (stage != "checker") for stage, line in zip(STAGES, lines))
     assert files(tmp_path) == set()
 
 

@@ -9,6 +9,7 @@ sees nothing (GLIDE encodes an empty one). Two fields of the config help where t
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from minunclip.models.transformer import Transformer
 from minunclip.models.unet import TimestepMLP, UNet
 
 FLOOR = 0.003  # of the largest variance, added to all when whitening
+REACH = 3.0  # standard deviations
 
 
 class Condition(NamedTuple):
@@ -34,28 +36,39 @@ class Condition(NamedTuple):
 
 
 class Whitener(nn.Module):
-    """Turns embeddings so that no direction in which they vary speaks louder than another. Buffers, saved with the model."""
+    """Turns embeddings so that no direction in which they vary speaks louder than another. Buffers, saved with the model.
+
+    An embedding that no picture has, such as a prior's slip or z_t, may lie far out where pictures hardly vary, and would be magnified there:
+    in every direction it is brought back to within REACH standard deviations of the embeddings that were fitted.
+    """
 
     mean: Tensor
     matrix: Tensor
+    limit: Tensor
 
     def __init__(self, dim: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("matrix", torch.eye(dim))
+        self.register_buffer("limit", torch.full((dim,), 1e4))  # none to speak of, and finite in half precision
 
     def fit(self, embeddings: Tensor) -> None:
         """To embeddings (N, d). Directions with under FLOOR of the largest variance stay quiet: there is little but rounding in them."""
         values = embeddings.double()
         mean = values.mean(dim=0)
-        eigenvalues, directions = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+        variance, directions = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+        spread = (variance.clamp(min=0) + FLOOR * variance.max()).sqrt().clamp(min=1e-6)
         # w = V^T (z - mean) / sqrt(variance)
-        self.matrix.copy_(directions / (eigenvalues.clamp(min=0) + FLOOR * eigenvalues.max()).sqrt().clamp(min=1e-6))
+        self.matrix.copy_(directions / spread)
+        self.limit.copy_(REACH * variance.clamp(min=0).sqrt() / spread)
         self.mean.copy_(mean)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        with torch.autocast(embedding.device.type, enabled=False):
-            return (embedding.float() - self.mean) @ self.matrix
+        """(B, d) to (B, d), float32."""
+        # bfloat16 would round the quiet directions away; the meta device, on which costs are counted, has no precision to choose
+        with nullcontext() if embedding.is_meta else torch.autocast(embedding.device.type, enabled=False):
+            white = (embedding.float() - self.mean) @ self.matrix
+            return white.clamp(-self.limit, self.limit)
 
 
 class Decoder(nn.Module):

@@ -1,0 +1,74 @@
+"""The words and symbols of the course, in one place: `notebooks/GLOSSARY.md` is made from here (a test compares them)."""
+
+from typing import NamedTuple
+
+
+class Term(NamedTuple):
+    """A word of the field: the paper's symbol, the name in this code, what it means, and the notebook where it is met."""
+
+    name: str
+    symbol: str
+    code: str
+    meaning: str
+    notebook: str
+
+
+TERMS = (
+    Term("caption", "$y$", "`captions`, `tokens`", "the sentence that goes with a picture", "01"),
+    Term("byte-pair encoding", "", "`Tokenizer`", "words as pieces that occur often, learned from bytes upwards; reversible on any text", "01"),
+    Term("image", "$x$", "`images`", "a picture, (B, 3, H, W), from -1 to 1", "03"),
+    Term("image embedding", "$z_i$", "`z_i`", "what CLIP makes of a picture: d numbers of length one", "02"),
+    Term("text embedding", "$z_t$", "`z_t`", "what CLIP makes of a caption: d numbers of length one, near the z_i of pictures that it fits", "02"),
+    Term("contrastive loss", "", "`contrastive_loss`", "asks each picture for its caption among those of the batch, and each caption for its picture", "02"),
+    Term("temperature", "$s$", "`logit_scale`, `scale()`", "by how much cosines are multiplied before the softmax; learned, at most 100", "02"),
+    Term("zero-shot", "", "`zero_shot`", "classifying by the captions of the classes, without training for it", "02"),
+    Term("modality gap", "", "`modality_gap`", "the distance of the mean picture from the mean caption in CLIP's space", "10"),
+    Term("probe", "", "`report.probe`", "a linear map that reads a label off an embedding; to be tried on pictures that it was not fitted to", "10"),
+    Term("forward process", "$q(x_t \\mid x_0)$", "`q_sample`", "adding noise, in one jump to any timestep", "03"),
+    Term("timestep", "$t$", "`timestep`", "how noisy: 0 nearly clean, T - 1 nothing but noise", "03"),
+    Term("signal that is left", "$\\bar\\alpha_t$", "`alphas_bar`", "the share of the variance that is still picture at timestep t", "03"),
+    Term("schedule", "$\\beta_t$", "`Schedule`", "how the noise grows: cosine, or linear for the second upsampler", "03"),
+    Term(
+        "objective",
+        "$\\epsilon,\\ x_0,\\ v$",
+        "`Objective`",
+        "what a network answers: noise, clean picture, or a mixture; each follows from each",
+        "03",
+    ),
+    Term("learned variance", "$\\Sigma_\\theta$", "`learned_variance`", "further channels that say how sure the step is, between two bounds", "03"),
+    Term("ancestral sampling", "", "`sample_ancestral`", "DDPM: a little noise is drawn anew in each step", "03"),
+    Term("DDIM", "$\\eta$", "`sample_ddim`", "the same in fewer steps, with eta times as much new noise; at 0 none, and the way can be walked backwards", "03"),
+    Term("inversion", "$x_T$", "`invert_ddim`", "from a picture back to the noise from which DDIM would draw it", "09"),
+    Term("DPM-Solver++", "", "`sample_dpm`", "a sampler of second order: fewer steps for the same picture", "03"),
+    Term("moving average", "", "`update_ema`", "EMA: weights averaged over the last steps; what is sampled from, and what ships", "03"),
+    Term("prior", "$P(z_i \\mid y)$", "`DiffusionPrior`, `AutoregressivePrior`", "from a caption to one of the embeddings of pictures that fit it", "05"),
+    Term("principal components", "", "`fit_pca`", "directions in which embeddings vary, by how much they do", "04"),
+    Term("bucket", "", "`Quantiser`", "a range of values that counts as one token", "04"),
+    Term("causal mask", "", "`causal=True`", "each token sees itself and those before it", "04"),
+    Term(
+        "dot-product token",
+        "$z_i \\cdot z_t$",
+        "`dot_quantiser`",
+        "how well picture and caption fit; drawn from the top half when sampling",
+        "04",
+    ),
+    Term("latent scale", "", "`LatentScale`", "by how much unit-length embeddings are multiplied before noise is added: $\\sqrt d$", "05"),
+    Term("decoder", "$P(x \\mid z_i, y)$", "`Decoder`", "the diffusion model that draws a picture for an embedding and a caption", "06"),
+    Term("guidance", "$w$", "`guide`", "exaggerating the difference between the answer with the condition and the one without", "06"),
+    Term("whitening", "", "`Whitener`", "bringing all directions of an embedding to the same loudness", "10"),
+    Term("upsampler", "", "`Upsampler`", "a diffusion model that draws a picture of four times the side, told the small one", "07"),
+    Term("degradation", "", "`degrade`", "spoiling the small picture in training, so that the upsampler mends rather than trusts", "07"),
+    Term("slerp", "", "`slerp`", "from one vector to another along the circle between them", "09"),
+    Term("variation", "", "`variations`", "another picture of the same embedding", "09"),
+    Term("text diff", "$z_d$", "`text_diff`", "turning a picture's embedding by the difference of two captions' embeddings", "09"),
+    Term("Fréchet distance", "FID", "`frechet_distance`", "how far two sets of pictures lie apart, as two Gaussians in a space of features", "08"),
+    Term("provenance", "", "`read_facts`", "what a picture says of how it was made", "12"),
+    Term("accumulation", "", "`accumulation`", "a batch in parts, one step for all", "13"),
+)
+
+
+def as_markdown() -> str:
+    """The glossary as a page, by the alphabet."""
+    lines = ["# Words and symbols", "", "Made from `minunclip/glossary.py`.", "", "| word | paper | here | what it means | notebook |", "|---|---|---|---|---|"]
+    lines += [f"| {t.name} | {t.symbol} | {t.code} | {t.meaning} | {t.notebook} |" for t in sorted(TERMS, key=lambda term: term.name.lower())]
+    return "\n".join(lines) + "\n"
