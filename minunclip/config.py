@@ -191,7 +191,6 @@ TINY = Preset(
         unet=UNetConfig(32, (1, 2), 1, (4,), 16, patch_size=2),
         diffusion=DiffusionConfig("cosine", "v", False, "dpm", 8),
         text_start="clip",
-        whiten=True,
     ),
     upsampler1=UpsamplerConfig(16, 32, "blur", UNetConfig(16, (1, 2), 1, (), 16, patch_size=2), DiffusionConfig("cosine", "x0", False, "ddim", 4)),
     upsampler2=UpsamplerConfig(32, 64, "bsr", UNetConfig(16, (1, 2), 1, (), 16, patch_size=4), DiffusionConfig("linear", "x0", False, "ddim", 4)),
