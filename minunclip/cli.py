@@ -13,8 +13,6 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from minunclip import report
@@ -24,7 +22,7 @@ from minunclip.budget import memory
 from minunclip.config import PRESETS, STAGES
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
-from minunclip.data.files import check_folder, read_square
+from minunclip.data.files import check_folder, read_lines, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import to_tensor, to_uint8
@@ -35,7 +33,7 @@ from minunclip.loading import MODELS
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
 from minunclip.plots import picture_grid, stages_figure
-from minunclip.safety import find_terms, read_terms, sign
+from minunclip.safety import find_terms, read_terms, save_picture, sign
 from minunclip.stages import Run, preset_named, tile
 from minunclip.stages import train as train_stage
 from minunclip.training import TrainingError, write_atomically
@@ -119,15 +117,6 @@ def require_picture_name(out: str) -> None:
         raise ValueError(f"{out} is no name for a picture: --out must end in .png")
 
 
-def save_picture(path: Path, picture: np.ndarray, facts: dict[str, object]) -> None:
-    """A PNG, whole or not at all, that says how it was made in its text chunks."""
-    info = PngInfo()
-    for key, value in facts.items():
-        info.add_itxt(key, str(value))
-    write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, format="PNG", pnginfo=info))
-    print(path)
-
-
 def sample(
     captions: list[str],
     seed: int = 0,
@@ -207,11 +196,7 @@ def demo(
 
 def read_captions(path: Path) -> list[str]:
     """A text file with one caption a line; empty lines are skipped."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text: save it with that encoding") from None
-    captions = [line.strip() for line in lines if line.strip()]
+    captions = read_lines(path)
     if not captions:
         raise ValueError(f"{path} has no captions: write one a line")
     return captions

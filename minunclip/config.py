@@ -310,9 +310,9 @@ GPU = Preset(
     ),
     checker=CheckerConfig(width=64),
     training={
-        "clip": TrainingConfig(steps=20_000, batch_size=1024, learning_rate=5e-4, warmup=1000, beta2=0.98, weight_decay=0.1),
+        "clip": TrainingConfig(steps=20_000, batch_size=768, learning_rate=5e-4, warmup=1000, beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=50_000, batch_size=512, learning_rate=3e-4, warmup=1000, weight_decay=0.06, ema_decay=0.9995),
-        "ar-prior": TrainingConfig(steps=50_000, batch_size=256, learning_rate=3e-4, warmup=1000, weight_decay=0.04, ema_decay=0.999),
+        "ar-prior": TrainingConfig(50_000, 256, 3e-4, warmup=1000, weight_decay=0.04, ema_decay=0.999, accumulation=4),
         "decoder": TrainingConfig(steps=100_000, batch_size=128, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
         "upsampler1": TrainingConfig(steps=50_000, batch_size=64, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
         "upsampler2": TrainingConfig(steps=50_000, batch_size=16, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=4),

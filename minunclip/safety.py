@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
+
+from minunclip.data.files import read_lines
+from minunclip.training import write_atomically
 
 # Cyrillic and Greek letters that look Latin; and figures and signs that stand for letters, where a letter follows
 LOOK_ALIKES = str.maketrans("авекмнорстухіјѕ" + "αβεικνορτυχ", "abekmhopctyxijs" + "abeikvoptux")
@@ -43,11 +47,7 @@ def find_terms(text: str, terms: Sequence[str]) -> list[str]:
 
 def read_terms(path: Path) -> list[str]:
     """A list of terms, one a line; empty lines and those that begin with # do not count. ValueError without any."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text: save it with that encoding") from None
-    terms = [line for line in lines if line and not line.startswith("#")]
+    terms = [line for line in read_lines(path) if not line.startswith("#")]
     if not terms:
         raise ValueError(f"{path} names no terms: write one a line")
     return terms
@@ -70,6 +70,15 @@ def detect(z_i: Tensor, detector: Tensor) -> Tensor:
 
 
 # ---- provenance ----
+
+
+def save_picture(path: Path, picture: np.ndarray, facts: dict[str, object]) -> None:
+    """A PNG, whole or not at all, that says how it was made in its text chunks."""
+    info = PngInfo()
+    for key, value in facts.items():
+        info.add_itxt(key, str(value))
+    write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, format="PNG", pnginfo=info))
+    print(path)
 
 
 def read_facts(path: Path) -> dict[str, str]:

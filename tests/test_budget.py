@@ -8,7 +8,7 @@ from torch import nn
 
 from minunclip.budget import BYTES, PEAK, UTILISATION, budget, count, memory
 from minunclip.cli import main
-from minunclip.config import TINY, TransformerConfig
+from minunclip.config import PRESETS, TINY, TransformerConfig
 from minunclip.models.transformer import Transformer
 
 
@@ -58,6 +58,11 @@ def test_memory_falls_with_accumulation_and_precision_but_not_below_the_state() 
     assert memory(cost, settings) == state + activations
     assert memory(cost, replace(settings, precision="bf16")) == state + activations / 2
     assert memory(cost, replace(settings, accumulation=4)) == state + activations / 4
+
+
+def test_every_stage_of_the_gpu_preset_fits_a_card_of_24_gb() -> None:
+    for stage, cost in budget(PRESETS["gpu"]).items():
+        assert memory(cost, PRESETS["gpu"].training[stage]) < 22e9, stage  # two for what an estimate leaves out
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

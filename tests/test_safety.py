@@ -7,10 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minunclip.cli import save_picture
 from minunclip.data.captions import caption
 from minunclip.data.scenes import sample_scenes
-from minunclip.safety import copied, detect, find_terms, fit_detector, is_signed, plain, read_facts, read_terms, sign, total_variation
+from minunclip.safety import (
+    copied,
+    detect,
+    find_terms,
+    fit_detector,
+    is_signed,
+    plain,
+    read_facts,
+    read_terms,
+    save_picture,
+    sign,
+    total_variation,
+)
 
 
 @pytest.mark.parametrize(

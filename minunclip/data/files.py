@@ -130,6 +130,15 @@ def _coco(content: str) -> list[tuple[str, list[str]]]:
     return [(image["file_name"], texts[image["id"]]) for image in found["images"]]
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file without the white space around them, empty ones left out. ValueError where it is no UTF-8."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text: save it with that encoding") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
 def read_square(path: Path) -> Image.Image:
     """The middle square of a picture in RGB, upright, transparency on white, of an animation the first frame. Unusable where it cannot be read."""
     try:
