@@ -139,3 +139,12 @@ def test_the_readme_shows_the_figures_of_the_last_evaluation():
     figures = json.loads((home / "results" / "evaluation.json").read_text())
     assert report.as_markdown(figures) in (home / "README.md").read_text()
     assert figures["weights"] == weights_id(WEIGHTS), "the weights have changed since: run `make evaluate`"
+
+
+def test_the_readme_has_the_figures_of_the_kept_experiment_on_the_weights_that_ship() -> None:
+    home = Path(__file__).parents[1]
+    kept = json.loads((home / "results" / "importance-of-the-prior.json").read_text())
+    assert kept["weights"] == weights_id(home / "data" / "weights")
+    readme = (home / "README.md").read_text()
+    for row in kept["table"].values():
+        assert f"| {row['all_right']:.1%} | {row['FID']:.3f} | {row['diversity']:.3f} |" in readme
