@@ -26,7 +26,8 @@ from minunclip.evaluation import accuracy
 from minunclip.loading import load_model
 from minunclip.models.decoder import sample_decoder
 from minunclip.models.diffusion_prior import LatentScale
-from minunclip.stages import Run, prepare
+from minunclip.runs import Run
+from minunclip.stages import prepare
 from minunclip.training import fit
 
 OBJECTIVES = {

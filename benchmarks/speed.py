@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from minunclip.cli import WEIGHTS, pick_device
 from minunclip.config import PRESETS, STAGES
 from minunclip.pipeline import UnCLIP
-from minunclip.stages import Run, prepare
+from minunclip.runs import Run
+from minunclip.stages import prepare
 from minunclip.training import autocast, make_optimizers, update_ema
 
 CAPTION = "a red circle above a blue square"

@@ -19,7 +19,7 @@ from minunclip import report
 from minunclip.budget import as_text as budget_as_text
 from minunclip.budget import budget as costs_of
 from minunclip.budget import memory
-from minunclip.config import PRESETS, STAGES
+from minunclip.config import BASELINES, PRESETS, STAGES
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
 from minunclip.data.files import check_folder, read_lines, read_square
@@ -33,8 +33,8 @@ from minunclip.loading import MODELS
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
 from minunclip.plots import picture_grid, stages_figure
+from minunclip.runs import Run, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
-from minunclip.stages import Run, preset_named, tile
 from minunclip.stages import train as train_stage
 from minunclip.training import TrainingError, write_atomically
 
@@ -54,7 +54,7 @@ def pick_device(name: Device) -> torch.device:
 
 
 def train(
-    stage: Literal["clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker", "all"],
+    stage: Literal["clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker", "glide", "dalle-vae", "dalle", "all"],
     preset: Literal["tiny", "cpu", "gpu"] = "cpu",
     out: str | None = None,
     seed: int = 0,
@@ -68,7 +68,7 @@ def train(
     init: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Train one stage, or all in order; settings that are not given are the preset's, `out` is runs/PRESET. A run that was cut short goes on.
+    """Train one stage, or all of unCLIP in order; settings that are not given are the preset's, `out` is runs/PRESET. A run that was cut short goes on.
 
     `data`: a folder of your own pictures with captions (minunclip/data/files.py says how they are found), in place of the captioned world; the
     checker, which reads that world, is then no part of "all". `init`: a folder of weights to start from, such as data/weights.
@@ -260,7 +260,10 @@ def pack(run: str, weights: str) -> None:
 def parameter_counts(preset: str) -> dict[str, int]:
     """Parameters of every model of a preset, by stage; on the meta device, which holds no numbers, so even `paper` fits."""
     with torch.device("meta"):
-        return {stage: sum(p.numel() for p in MODELS[stage][0](config).parameters()) for stage, config in PRESETS[preset].models.items()}
+        return {
+            stage: sum(p.numel() for p in MODELS[stage][0](config).parameters())
+            for stage, config in (PRESETS[preset].models | PRESETS[preset].baselines).items()
+        }
 
 
 def info(weights: str = str(WEIGHTS), preset: Literal["tiny", "cpu", "gpu", "paper"] | None = None, budget: bool = False) -> None:
@@ -272,7 +275,7 @@ def info(weights: str = str(WEIGHTS), preset: Literal["tiny", "cpu", "gpu", "pap
     for name in PRESETS if preset is None else (preset,):
         print(f"{name}: " + ", ".join(f"{stage} {number / 1e6:,.2f} M" for stage, number in parameter_counts(name).items()))
     found = hashes(Path(weights))
-    for stage in STAGES:
+    for stage in STAGES + BASELINES:
         print(f"{Path(weights) / stage / 'model.safetensors'}: {found.get(stage, 'not there')}")
 
 

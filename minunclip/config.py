@@ -5,7 +5,7 @@ Paper: Tab. 3 and App. C. A preset is literal: what you read here is what is bui
 `paper` has the paper's sizes and is only ever built on the meta device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Objective = Literal["epsilon", "x0", "v"]
@@ -118,6 +118,26 @@ class UpsamplerConfig:
 
 
 @dataclass(frozen=True)
+class DiscreteVAEConfig:
+    """The discrete VAE of DALL-E: pictures as a grid of codes."""
+
+    image_size: int
+    codes: int  # DALL-E: 8,192
+    grid: int  # codes a side; DALL-E: 32
+    width: int
+
+
+@dataclass(frozen=True)
+class DALLEConfig:
+    """The baseline of Tab. 2 that came first: a causal transformer over the caption's tokens and the picture's codes."""
+
+    vae: DiscreteVAEConfig
+    vocabulary_size: int
+    context_length: int
+    transformer: TransformerConfig
+
+
+@dataclass(frozen=True)
 class CheckerConfig:
     """The reader of pictures that checks captions: no part of unCLIP, but its examiner."""
 
@@ -167,15 +187,27 @@ class Preset:
     upsampler1: UpsamplerConfig
     upsampler2: UpsamplerConfig
     checker: CheckerConfig
+    dalle: DALLEConfig
     training: dict[str, TrainingConfig]  # by stage
 
     @property
     def models(self) -> dict[str, Any]:
-        """The config of every model, by stage."""
+        """The config of every model of the chain, by stage."""
         return dict(zip(STAGES, (self.clip, self.prior, self.ar_prior, self.decoder, self.upsampler1, self.upsampler2, self.checker)))
+
+    @property
+    def glide(self) -> DecoderConfig:
+        """The baseline GLIDE (Nichol et al. 2021): the decoder's own network, never told of an embedding, the caption dropped in 20 %."""
+        return replace(self.decoder, embedding_drop=1.0, caption_drop=0.2, whiten=False)
+
+    @property
+    def baselines(self) -> dict[str, Any]:
+        """The config of every model that unCLIP is compared with, by stage."""
+        return dict(zip(BASELINES, (self.glide, self.dalle.vae, self.dalle)))
 
 
 STAGES = ("clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker")
+BASELINES = ("glide", "dalle-vae", "dalle")
 
 TINY = Preset(
     world=WorldConfig(training_scenes=512, upsampler_scenes=64, validation_scenes=64),
@@ -195,9 +227,10 @@ TINY = Preset(
     upsampler1=UpsamplerConfig(16, 32, "blur", UNetConfig(16, (1, 2), 1, (), 16, patch_size=2), DiffusionConfig("cosine", "x0", False, "ddim", 4)),
     upsampler2=UpsamplerConfig(32, 64, "bsr", UNetConfig(16, (1, 2), 1, (), 16, patch_size=4), DiffusionConfig("linear", "x0", False, "ddim", 4)),
     checker=CheckerConfig(width=8),
+    dalle=DALLEConfig(DiscreteVAEConfig(16, 16, 4, 16), 512, 32, TransformerConfig(32, 2, 2)),
     training={
         stage: TrainingConfig(steps=12, batch_size=16, learning_rate=1e-3, warmup=4, precision="fp32", checkpoint_every=4, sample_every=8, validate_every=4)
-        for stage in STAGES
+        for stage in STAGES + BASELINES
     },
 )
 
@@ -251,6 +284,7 @@ CPU = Preset(
         diffusion=DiffusionConfig("linear", "x0", learned_variance=False, sampler="ddim", sampling_steps=15),
     ),
     checker=CheckerConfig(width=32),
+    dalle=DALLEConfig(DiscreteVAEConfig(image_size=32, codes=512, grid=8, width=128), 512, 32, TransformerConfig(256, 6, 8)),
     training={
         "clip": TrainingConfig(steps=2500, batch_size=256, learning_rate=1e-3, optimizer="muon", beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=1500, batch_size=256, learning_rate=6e-4, weight_decay=0.06),
@@ -259,6 +293,9 @@ CPU = Preset(
         "upsampler1": TrainingConfig(steps=2000, batch_size=32, learning_rate=8e-4),
         "upsampler2": TrainingConfig(steps=1500, batch_size=16, learning_rate=8e-4),
         "checker": TrainingConfig(steps=6000, batch_size=64, learning_rate=4e-3, warmup=600),
+        "glide": TrainingConfig(steps=11_000, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1500),
+        "dalle-vae": TrainingConfig(steps=3000, batch_size=64, learning_rate=1e-3, sample_every=1000),
+        "dalle": TrainingConfig(steps=6000, batch_size=64, learning_rate=6e-4, weight_decay=0.1, beta2=0.95, sample_every=1500),
     },
 )
 
@@ -309,6 +346,7 @@ GPU = Preset(
         diffusion=DiffusionConfig("linear", "v", learned_variance=False, sampler="ddim", sampling_steps=15),
     ),
     checker=CheckerConfig(width=64),
+    dalle=DALLEConfig(DiscreteVAEConfig(image_size=64, codes=2048, grid=16, width=256), 49_408, 77, TransformerConfig(768, 12, 12)),
     training={
         "clip": TrainingConfig(steps=20_000, batch_size=768, learning_rate=5e-4, warmup=1000, beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=50_000, batch_size=512, learning_rate=3e-4, warmup=1000, weight_decay=0.06, ema_decay=0.9995),
@@ -317,6 +355,9 @@ GPU = Preset(
         "upsampler1": TrainingConfig(steps=50_000, batch_size=64, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
         "upsampler2": TrainingConfig(steps=50_000, batch_size=16, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=4),
         "checker": TrainingConfig(steps=20_000, batch_size=128, learning_rate=4e-3, warmup=1000),
+        "glide": TrainingConfig(steps=100_000, batch_size=128, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
+        "dalle-vae": TrainingConfig(steps=50_000, batch_size=128, learning_rate=3e-4, warmup=1000, ema_decay=0.9995),
+        "dalle": TrainingConfig(50_000, 128, 3e-4, warmup=1000, weight_decay=0.1, beta2=0.95, ema_decay=0.9995, accumulation=4),
     },
 )
 
@@ -365,6 +406,7 @@ PAPER = Preset(  # Tab. 3 and App. C; vocabulary and text context of CLIP's own 
         diffusion=DiffusionConfig("linear", "epsilon", learned_variance=True, sampler="ddim", sampling_steps=15),
     ),
     checker=CheckerConfig(width=32),
+    dalle=DALLEConfig(DiscreteVAEConfig(image_size=256, codes=8192, grid=32, width=256), 16_384, 256, TransformerConfig(3968, 64, 62)),
     training={  # Tab. 3; CLIP from App. C
         "clip": TrainingConfig(steps=20_000, batch_size=32_768, learning_rate=3e-4),
         "prior": TrainingConfig(600_000, 4096, 1.1e-4, weight_decay=6e-2, beta2=0.96, epsilon=1e-6, ema_decay=0.9999),
@@ -372,7 +414,8 @@ PAPER = Preset(  # Tab. 3 and App. C; vocabulary and text context of CLIP's own 
         "decoder": TrainingConfig(800_000, 2048, 1.2e-4, beta2=0.999, ema_decay=0.9999),
         "upsampler1": TrainingConfig(1_000_000, 1024, 1.2e-4, beta2=0.999, ema_decay=0.9999),
         "upsampler2": TrainingConfig(1_000_000, 512, 1.0e-4, beta2=0.999, ema_decay=0.9999),
-        "checker": CPU.training["checker"],  # not of the paper
+        # not of the paper, which compares with systems that were trained before it
+        **{stage: CPU.training[stage] for stage in ("checker", *BASELINES)},
     },
 )
 

@@ -10,7 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from minunclip.config import AutoregressivePriorConfig, CheckerConfig, CLIPConfig, DecoderConfig, DiffusionPriorConfig, UpsamplerConfig
+from minunclip.baselines.dalle import DALLE, DiscreteVAE
+from minunclip.config import (
+    AutoregressivePriorConfig,
+    CheckerConfig,
+    CLIPConfig,
+    DALLEConfig,
+    DecoderConfig,
+    DiffusionPriorConfig,
+    DiscreteVAEConfig,
+    UpsamplerConfig,
+)
 from minunclip.data.checker import SceneReader
 from minunclip.models.autoregressive_prior import AutoregressivePrior
 from minunclip.models.clip import CLIP
@@ -26,6 +36,9 @@ MODELS: dict[str, tuple[type[nn.Module], type]] = {
     "upsampler1": (Upsampler, UpsamplerConfig),
     "upsampler2": (Upsampler, UpsamplerConfig),
     "checker": (SceneReader, CheckerConfig),
+    "glide": (Decoder, DecoderConfig),
+    "dalle-vae": (DiscreteVAE, DiscreteVAEConfig),
+    "dalle": (DALLE, DALLEConfig),
 }
 
 

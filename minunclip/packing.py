@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minunclip.config import PRESETS, STAGES
+from minunclip.config import BASELINES, PRESETS, STAGES
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.loading import load_model
 from minunclip.pipeline import OPTIONAL, UnCLIP, require_fit
@@ -21,6 +21,9 @@ WHAT = {
     "decoder": "The decoder: from a CLIP image embedding and a caption to a small picture.",
     "upsampler1": "The first upsampler, four times the side.",
     "upsampler2": "The second upsampler, four times the side.",
+    "glide": "GLIDE, which unCLIP is compared with: the decoder's network, from a caption alone to a small picture.",
+    "dalle-vae": "The discrete VAE of DALL-E, which unCLIP is compared with: a small picture as 64 codes, and back.",
+    "dalle": "The transformer of DALL-E, which unCLIP is compared with: from a caption to a picture's codes.",
     "checker": "The checker: reads a picture back into a scene. No part of unCLIP; it never saw a generated picture.",
 }
 LIMITS = (
@@ -63,7 +66,7 @@ def pack(run: Path, weights: Path) -> None:
 
     Everything is read and checked before the first file is written. Stages of OPTIONAL that the run lacks are left out.
     """
-    stages = [stage for stage in STAGES if stage not in OPTIONAL or (run / stage).is_dir()]
+    stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (run / stage).is_dir()]
     models: dict[str, Any] = {stage: load_model(stage, run / stage) for stage in stages}
     tokenizer = _only_tokenizer(run)
     require_fit(run, models, tokenizer)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minunclip.config import STAGES, DiffusionConfig
+from minunclip.config import BASELINES, STAGES, DiffusionConfig
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import to_uint8, trim
 from minunclip.diffusion import Denoiser, OnStep, SamplerName, Schedule, SeededNoise, invert_ddim, make_schedule, revert_ddim, sample_ddim
@@ -28,7 +28,7 @@ from minunclip.training import save_model
 
 ENTRY = 25  # where pictures enter inversion: noise of 0.05, about the decoder's error on a clean picture; see `diffusion.invert_ddim`
 GUIDANCE = 2.0  # of the decoder
-OPTIONAL = ("ar-prior", "checker")  # stages without which pictures can be drawn
+OPTIONAL = ("ar-prior", "checker", *BASELINES)  # stages without which pictures can be drawn
 TOGETHER = 4  # pictures that are upsampled at once: more take memory and are no faster
 UPSAMPLERS: tuple[Literal["upsampler1", "upsampler2"], ...] = ("upsampler1", "upsampler2")
 PriorName = Literal["diffusion", "autoregressive"]
@@ -55,7 +55,7 @@ def _schedule(process: DiffusionConfig) -> Schedule:
 
 @dataclass
 class UnCLIP:
-    """The trained models by stage (see config.STAGES; those of OPTIONAL may be missing) and the tokenizer that they share."""
+    """The trained models by stage (see config.STAGES and BASELINES; those of OPTIONAL may be missing) and the tokenizer that they share."""
 
     models: dict[str, Any]
     tokenizer: Tokenizer
@@ -66,7 +66,7 @@ class UnCLIP:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder with weights: run `make weights`, or name another with --weights")
-        stages = [stage for stage in STAGES if stage not in OPTIONAL or (folder / stage).is_dir()]
+        stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (folder / stage).is_dir()]
         models: dict[str, Any] = {stage: load_model(stage, folder / stage).to(device) for stage in stages}
         try:
             tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -229,7 +229,7 @@ def require_fit(folder: Path, models: dict[str, Any], tokenizer: Tokenizer) -> N
 
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every model that a weights folder has, by stage."""
-    paths = {stage: folder / stage / "model.safetensors" for stage in STAGES}
+    paths = {stage: folder / stage / "model.safetensors" for stage in STAGES + BASELINES}
     return {stage: hashlib.sha256(path.read_bytes()).hexdigest() for stage, path in paths.items() if path.exists()}
 
 

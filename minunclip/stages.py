@@ -1,128 +1,39 @@
-"""The six trainings of unCLIP, in order, and that of its examiner: what each stage learns from, its loss, its validation, its samples.
+"""Every training: the six of unCLIP, in order, that of its examiner, and GLIDE's. What each learns from, its loss, its validation, its samples.
 
 CLIP first; then, on its frozen embeddings, the two priors and the decoder; the upsamplers and the checker need no CLIP. Every stage is a call of
 `training.fit`, and leaves a folder with `config.json`, `model.safetensors` (the moving average), a log, a loss curve and sample pictures.
 """
 
-import hashlib
 import json
 import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from minunclip.config import PRESETS, STAGES, Preset, TrainingConfig, UpsamplerConfig
+from minunclip.baselines.stages import dalle_stage, vae_stage
+from minunclip.config import STAGES, DecoderConfig, TrainingConfig, UpsamplerConfig
 from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batches, reader_error, reader_scenes
-from minunclip.data.files import build_collection
-from minunclip.data.render import render
-from minunclip.data.scenes import sample_scenes, twin
-from minunclip.data.tokenizer import Tokenizer
-from minunclip.data.world import World, build_world, save_array, to_tensor, to_uint8, training_captions, trim
-from minunclip.diffusion import Schedule, make_schedule
+from minunclip.data.world import to_tensor, to_uint8, trim
+from minunclip.diffusion import make_schedule
 from minunclip.distributed import first_one_then_all, gather, rank
-from minunclip.loading import load_model, load_weights
+from minunclip.loading import load_weights
 from minunclip.models.autoregressive_prior import AutoregressivePrior, autoregressive_loss, sample_autoregressive
 from minunclip.models.clip import CLIP, contrastive_loss, same_captions
 from minunclip.models.decoder import Decoder, decoder_loss, sample_decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale, prior_loss, sample_prior
 from minunclip.models.upsampler import Upsampler, degrade, resize, sample_upsampler, training_pair, upsampler_loss
+from minunclip.runs import GRID, Loss, Run, Trained, flip, moments, tile
 from minunclip.training import Batch, TrainingError, fit, write_atomically
 
-GRID = 16  # pictures in a sample grid
 CHECKER_SCENES = 20_000
 SOFT_SHARE = 4  # one in so many pictures that CLIP trains on is a blown-up small one, so that it can judge the decoder's pictures too
-
-
-def tile(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
-    """uint8 (N, H, W, 3) to one picture (rows * H, columns * W, 3); the last row is filled up with white."""
-    missing = -len(pictures) % columns
-    pictures = np.concatenate([pictures, np.full((missing, *pictures.shape[1:]), 255, np.uint8)])
-    return rearrange(pictures, "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
-
-
-@dataclass
-class Run:
-    """One training of the chain: a preset, a folder with one sub-folder a stage, a device, a seed."""
-
-    preset: Preset
-    folder: Path
-    device: torch.device
-    seed: int = 0
-    data: Path | None = None  # a folder of your own pictures; without it, the captioned world
-    init: Path | None = None  # a folder of weights to start from
-
-    @cached_property
-    def world(self) -> World:
-        if self.data is None:
-            return build_world(self.preset, self.folder / "data", self.seed)
-        tokenizer = None if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
-        return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer)
-
-    @cached_property
-    def clip(self) -> CLIP:
-        if not (self.folder / "clip" / "model.safetensors").exists():
-            raise TrainingError(f"{self.folder / 'clip'} has no trained CLIP, which this stage needs: run `minunclip train clip` first")
-        clip = load_model("clip", self.folder / "clip")
-        assert isinstance(clip, CLIP)
-        return clip.to(self.device).eval().requires_grad_(False)
-
-    @cached_property
-    def image_embeddings(self) -> np.ndarray:
-        """z_i of every training picture, float32 (N, d), computed once and kept under the hash of CLIP's weights."""
-        digest = hashlib.sha256((self.folder / "clip" / "model.safetensors").read_bytes()).hexdigest()[:12]
-        path = self.world.folder / f"image-embeddings-{digest}.npy"
-        if not path.exists():
-            chunks = np.array_split(np.arange(len(self.world)), max(1, len(self.world) // 500))
-            save_array(path, np.concatenate([self._embed(self.world.pictures[chunk]).cpu().numpy() for chunk in chunks]))
-        return np.load(path, mmap_mode="r")
-
-    @torch.no_grad()
-    def _embed(self, pictures: np.ndarray) -> Tensor:
-        return self.clip.encode_image(to_tensor(pictures).to(self.device))
-
-    @cached_property
-    def validation(self) -> Batch:
-        """Pairs that validation losses are computed on: never trained on, never used for the reported figures. The world has twins too."""
-        if self.world.held is not None:
-            held = {name: to_tensor(self.world.held[name].copy()).to(self.device) for name in ("pictures", "small")}
-            return {**held, "tokens": torch.from_numpy(self.world.held["captions"][:, 0].astype(np.int64)).to(self.device)}
-        scenes = sample_scenes(min(256, self.preset.world.validation_scenes), seed=self.seed + 2, held_out=True)
-        texts = [row[-1] for row in training_captions(scenes, self.seed + 2)]
-        tokens = self.world.tokenizer(texts, self.preset.clip.context_length)[0]
-        rng = np.random.default_rng([self.seed, 10])
-        pictures = {
-            "pictures": render(scenes, self.preset.clip.image_size),
-            "twins": render([twin(scene, rng) for scene in scenes], self.preset.clip.image_size),
-            "small": render(scenes, self.preset.decoder.image_size),
-        }
-        return {"tokens": tokens.to(self.device), **{name: to_tensor(array).to(self.device) for name, array in pictures.items()}}
-
-    def draw(self, step: int, size: int, stage: str) -> tuple[np.ndarray, np.random.Generator]:
-        """Which examples step `step` of a stage sees: a function of seed, stage and step alone."""
-        rng = np.random.default_rng([self.seed, STAGES.index(stage), step])
-        return np.sort(rng.integers(len(self.world), size=size)), rng
-
-    def captions(self, index: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """One caption of a random level for each scene, (B, L) padded."""
-        return torch.from_numpy(self.world.captions[index, rng.integers(self.world.captions.shape[1], size=len(index))].astype(np.int64))
-
-
-def flip(shape: int, chance: float, device: torch.device) -> Tensor:
-    """(shape,) bool, each True with that chance: what classifier-free guidance drops."""
-    return torch.rand(shape, device=device) < chance
-
-
-Loss = Callable[[nn.Module, Batch], Tensor]
-Trained = tuple[nn.Module, Callable[[int], Batch], Loss, dict[str, Any]]
 
 
 def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
@@ -226,18 +137,13 @@ def ar_prior_stage(run: Run, settings: TrainingConfig) -> Trained:
     return model, _embedding_batch(run, settings, "ar-prior"), loss, {"validate": validate}
 
 
-def _image_loss(schedule: Schedule, images: Tensor) -> tuple[Tensor, Tensor]:
-    """A random timestep and noise for each image."""
-    return torch.randint(schedule.steps, (len(images),), device=images.device), torch.randn_like(images)
-
-
-def decoder_stage(run: Run, settings: TrainingConfig) -> Trained:
-    config = run.preset.decoder
+def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, stage: str) -> Trained:
+    """The decoder, or GLIDE, which is one that is never told of the embedding."""
     schedule = make_schedule(config.diffusion.schedule, config.diffusion.steps)
     scale = LatentScale.for_dim(config.embedding_dim)
 
     def batch(step: int) -> Batch:
-        index, rng = run.draw(step, settings.batch_size, "decoder")
+        index, rng = run.draw(step, settings.batch_size, stage)
         z_i = torch.from_numpy(run.image_embeddings[index])
         return {"images": to_tensor(run.world.small[index]), "z_i": z_i, "tokens": run.captions(index, rng)}
 
@@ -246,7 +152,7 @@ def decoder_stage(run: Run, settings: TrainingConfig) -> Trained:
         images = data["images"]
         drops = [flip(len(images), chance, images.device) for chance in (config.embedding_drop, config.caption_drop)]
         z_i, (tokens, mask) = scale.scale(data["z_i"]), trim(data["tokens"])
-        return decoder_loss(model, schedule, images, z_i, tokens, mask, *_image_loss(schedule, images), *drops).mean()
+        return decoder_loss(model, schedule, images, z_i, tokens, mask, *moments(schedule, images), *drops).mean()
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
@@ -256,15 +162,16 @@ def decoder_stage(run: Run, settings: TrainingConfig) -> Trained:
         fixed = torch.Generator().manual_seed(0)
         timestep = torch.randint(schedule.steps, (len(images),), generator=fixed).to(images.device)
         noise = torch.randn(images.shape, generator=fixed).to(images)
-        keep = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        return {"validation_loss": float(decoder_loss(model, schedule, images, z_i, tokens, mask, timestep, noise, keep, keep).mean())}
+        hide, keep = (torch.full((len(images),), hidden, device=images.device) for hidden in (config.embedding_drop == 1, False))
+        return {"validation_loss": float(decoder_loss(model, schedule, images, z_i, tokens, mask, timestep, noise, hide, keep).mean())}
 
     @torch.no_grad()
     def sample(model: nn.Module) -> np.ndarray:
         assert isinstance(model, Decoder)
         z_i = scale.scale(run.clip.encode_image(run.validation["pictures"][:GRID]))
         tokens, mask = trim(run.validation["tokens"][:GRID])
-        drawn = sample_decoder(model, schedule, z_i, tokens, mask, seeds=range(len(z_i)), guidance=2.0)
+        told = None if config.embedding_drop == 1 else z_i
+        drawn = sample_decoder(model, schedule, told, tokens, mask, seeds=range(len(z_i)), guidance=2.0)
         real = run.validation["small"][:GRID]
         return tile(np.concatenate([to_uint8(part) for pair in zip(real.split(8), drawn.split(8)) for part in pair]))
 
@@ -297,7 +204,7 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, Upsampler)
-        return upsampler_loss(model, schedule, data["images"], data["low"], *_image_loss(schedule, data["images"])).mean()
+        return upsampler_loss(model, schedule, data["images"], data["low"], *moments(schedule, data["images"])).mean()
 
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
@@ -331,10 +238,13 @@ def checker_stage(run: Run, settings: TrainingConfig) -> Trained:
 
 def _prepare_files(stage: str, run: Run) -> None:
     """What later steps only read. Where there is no CLIP, or no use in a folder of pictures, this raises, before anything is written."""
-    if stage in ("prior", "ar-prior", "decoder"):
+    if stage in ("prior", "ar-prior", "decoder", "glide"):
         _ = run.clip, run.image_embeddings
     if stage != "checker":
         _ = run.world
+
+
+BUILD = {"clip": clip_stage, "prior": prior_stage, "ar-prior": ar_prior_stage, "checker": checker_stage, "dalle-vae": vae_stage, "dalle": dalle_stage}
 
 
 def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tuple[TrainingConfig, nn.Module, Callable[[int], Batch], Loss, dict[str, Any]]:
@@ -350,11 +260,12 @@ def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tup
     if stage.startswith("upsampler"):
         config = run.preset.upsampler1 if stage == "upsampler1" else run.preset.upsampler2
         model, batch, loss, looks = upsampler_stage(run, settings, config, stage)
+    elif stage in ("decoder", "glide"):
+        model, batch, loss, looks = decoder_stage(run, settings, run.preset.decoder if stage == "decoder" else run.preset.glide, stage)
     else:
-        build = {"clip": clip_stage, "prior": prior_stage, "ar-prior": ar_prior_stage, "decoder": decoder_stage, "checker": checker_stage}[stage]
-        model, batch, loss, looks = build(run, settings)
+        model, batch, loss, looks = BUILD[stage](run, settings)
     model = model.to(run.device)
-    if stage in ("decoder", "upsampler1", "upsampler2", "checker"):
+    if stage in ("decoder", "glide", "dalle-vae", "upsampler1", "upsampler2", "checker"):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return settings, model, batch, loss, looks
 
@@ -371,7 +282,7 @@ def commit() -> str:
 
 
 def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, stop_after: int | None = None) -> nn.Module:
-    """Trains one stage of STAGES in `run.folder / stage` and returns its moving average."""
+    """Trains one stage of STAGES or BASELINES in `run.folder / stage` and returns its moving average."""
     if run.init is not None and rank() == 0:
         for other in STAGES:  # those that are not trained further are used, and packed, as they are; the checker knows the captioned world alone
             if (run.init / other).is_dir() and not (run.folder / other).exists() and (run.data is None or other != "checker"):
@@ -389,10 +300,3 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
         facts |= {name: path.name for name, path in (("data", run.data), ("init", run.init)) if path is not None}
         write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))
     return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, stop_after=stop_after, **looks)
-
-
-def preset_named(name: str) -> Preset:
-    """The preset of that name; ValueError with the names there are."""
-    if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from minunclip import cli
 from minunclip.cli import main, slug
-from minunclip.config import CPU, STAGES, CheckerConfig
+from minunclip.config import BASELINES, CPU, STAGES, CheckerConfig
 from minunclip.data.checker import SceneReader
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.models.upsampler import Upsampler
@@ -185,13 +185,13 @@ def test_preview_writes_a_grid_and_says_a_caption_a_scene(tmp_path: Path, capsys
 
 
 def test_packing_halves_the_weights_and_writes_cards(tiny_run: Path, tiny_weights: Path) -> None:
-    for stage in STAGES:
+    for stage in STAGES + BASELINES:
         whole, half = (load_file(folder / stage / "model.safetensors") for folder in (tiny_run, tiny_weights))
         assert all(half[key].float().allclose(value.float(), rtol=1e-3, atol=1e-6) for key, value in whole.items())
         card = (tiny_weights / stage / "card.md").read_text()
         assert f"minunclip train {stage} --preset tiny --seed 0 --steps 12" in card and "| seconds |" in card and "| commit |" in card
         assert ("| validation loss |" in card or "| shape error |" in card) and "![loss" in card and (tiny_weights / stage / "loss.png").exists()
-    assert UnCLIP.from_pretrained(tiny_weights).models.keys() == set(STAGES)
+    assert UnCLIP.from_pretrained(tiny_weights).models.keys() == set(STAGES + BASELINES)
 
 
 @pytest.mark.parametrize("lost", ["clip", "upsampler2", "data"])

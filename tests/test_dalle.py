@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minunclip.baselines.dalle import DALLE, DALLEConfig, DiscreteVAE, DiscreteVAEConfig, dalle_loss, sample_dalle, vae_loss
-from minunclip.config import TransformerConfig
+from minunclip.baselines.dalle import DALLE, DiscreteVAE, dalle_loss, sample_dalle, vae_loss
+from minunclip.config import DALLEConfig, DiscreteVAEConfig, TransformerConfig
 
 VAE = DiscreteVAEConfig(image_size=16, codes=12, grid=4, width=16)
 CONFIG = DALLEConfig(VAE, vocabulary_size=20, context_length=8, transformer=TransformerConfig(16, 2, 2))

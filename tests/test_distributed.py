@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from minunclip.config import TINY
 from minunclip.distributed import start
-from minunclip.stages import Run, train
+from minunclip.runs import Run
+from minunclip.stages import train
 folder, accumulation, stop_after, *stages = sys.argv[1:]
 torch.set_num_threads(1)
 run = Run(TINY, Path(folder), start(torch.device("cpu")))

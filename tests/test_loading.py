@@ -10,15 +10,6 @@ from minunclip.config import PRESETS, TINY, DecoderConfig
 from minunclip.loading import MODELS, config_from_json, load_model, load_weights
 from minunclip.training import save_model
 
-CONFIGS = {
-    "clip": lambda preset: preset.clip,
-    "prior": lambda preset: preset.prior,
-    "ar-prior": lambda preset: preset.ar_prior,
-    "decoder": lambda preset: preset.decoder,
-    "upsampler1": lambda preset: preset.upsampler1,
-    "upsampler2": lambda preset: preset.upsampler2,
-}
-
 
 def as_json(config: object) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -40,15 +31,15 @@ def refusal(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("stage", CONFIGS)
+@pytest.mark.parametrize("stage", MODELS)
 def test_every_config_survives_json(stage: str, preset: str) -> None:
-    config = CONFIGS[stage](PRESETS[preset])
+    config = (PRESETS[preset].models | PRESETS[preset].baselines)[stage]
     assert config_from_json(MODELS[stage][1], as_json(config), "here") == config
 
 
-@pytest.mark.parametrize("stage", CONFIGS)
+@pytest.mark.parametrize("stage", MODELS)
 def test_a_saved_model_comes_back_bit_for_bit(stage: str, tmp_path: Path) -> None:
-    config = CONFIGS[stage](TINY)
+    config = (TINY.models | TINY.baselines)[stage]
     model = MODELS[stage][0](config)
     save_model(tmp_path, model, as_json(config))
     loaded = load_model(stage, tmp_path)

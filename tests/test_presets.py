@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from minunclip.config import PRESETS, STAGES, TINY
+from minunclip.config import BASELINES, PRESETS, STAGES, TINY
 from minunclip.loading import MODELS, load_model
-from minunclip.stages import Run, preset_named, train
+from minunclip.runs import Run, preset_named
+from minunclip.stages import train
 from minunclip.training import read_log
 
 
 def parameters(stage: str, preset: str = "paper") -> int:
-    config = getattr(PRESETS[preset], stage.replace("-", "_"))
+    config = (PRESETS[preset].models | PRESETS[preset].baselines)[stage]
     with torch.device("meta"):
         return sum(p.numel() for p in MODELS[stage][0](config).parameters())
 
@@ -38,9 +39,11 @@ def test_the_parts_of_a_preset_fit_together(preset: str) -> None:
     assert p.clip.text.width == p.prior.text_width == p.ar_prior.text_width
     assert p.clip.context_length == p.prior.context_length == p.ar_prior.context_length == p.decoder.context_length
     assert p.clip.vocabulary_size == p.decoder.vocabulary_size
+    assert preset == "paper" or p.dalle.vae.image_size == p.decoder.image_size  # DALL-E drew 256 x 256 at once
+    assert p.dalle.context_length == p.clip.context_length
     assert p.decoder.image_size == p.upsampler1.low_size and p.upsampler1.high_size == p.upsampler2.low_size
-    assert tuple(p.training) == STAGES and all(t.batch_size % t.accumulation == 0 for t in p.training.values())
-    assert all(parameters(stage, preset) > 0 for stage in STAGES)
+    assert tuple(p.training) == STAGES + BASELINES and all(t.batch_size % t.accumulation == 0 for t in p.training.values())
+    assert all(parameters(stage, preset) > 0 for stage in STAGES + BASELINES)
 
 
 def test_an_unknown_preset_is_refused_with_the_names() -> None:
@@ -50,7 +53,7 @@ def test_an_unknown_preset_is_refused_with_the_names() -> None:
 
 
 @pytest.mark.slow  # shares the training of the whole chain with other tests
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES + BASELINES)
 def test_the_tiny_preset_trains(tiny_run: Path, stage: str) -> None:
     folder = tiny_run / stage
     log = read_log(folder / "log.jsonl")

@@ -8,35 +8,18 @@ here, not 1,024), and padding is masked where the source has a token of its own 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minunclip.config import TransformerConfig
+from minunclip.config import DALLEConfig, DiscreteVAEConfig
 from minunclip.models.autoregressive_prior import draw
 from minunclip.models.diffusion_prior import learned_vectors
 from minunclip.models.transformer import Cache, Transformer
 
 TEXT_WEIGHT = 1 / 8  # of the caption's tokens in the loss; the picture's have 7/8
-
-
-@dataclass(frozen=True)
-class DiscreteVAEConfig:
-    image_size: int
-    codes: int  # the source: 8,192
-    grid: int  # codes a side; the source: 32
-    width: int
-
-
-@dataclass(frozen=True)
-class DALLEConfig:
-    vae: DiscreteVAEConfig
-    vocabulary_size: int
-    context_length: int
-    transformer: TransformerConfig
 
 
 class _Residual(nn.Module):
@@ -77,14 +60,15 @@ class DiscreteVAE(nn.Module):
         return self.decoder(rearrange(one_hot, "b h w k -> b k h w").float())
 
 
-def vae_loss(model: DiscreteVAE, images: Tensor, temperature: float, kl_weight: float) -> Tensor:
+def vae_loss(model: DiscreteVAE, images: Tensor, temperature: float | Tensor, kl_weight: float) -> Tensor:
     """Loss (B,): mean squared error of the relaxed reconstruction, plus the KL of the codes to the uniform distribution, in nats a code.
 
     `temperature`: of the Gumbel-softmax; the source anneals it from 1 to 1/16. `kl_weight`: its beta.
     """
     logits = model.encoder(images).float()
-    # z = softmax((l + g) / tau),  g Gumbel noise
-    relaxed = F.gumbel_softmax(logits, tau=temperature, dim=1)
+    # z = softmax((l + g) / tau),  g = -log(an exponential variable): Gumbel noise
+    gumbel = -torch.empty_like(logits).exponential_().log()
+    relaxed = ((logits + gumbel) / temperature).softmax(dim=1)
     error = reduce((model.decoder(relaxed) - images) ** 2, "b c h w -> b", "mean")
     # KL(q || uniform) = sum_k q_k (log q_k + log K)
     log_q = logits.log_softmax(dim=1)

@@ -1,0 +1,121 @@
+"""One training of the chain: its folder, its data, CLIP's frozen embeddings, and what every stage of it draws at random."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minunclip.config import BASELINES, PRESETS, STAGES, Preset
+from minunclip.data.files import build_collection
+from minunclip.data.render import render
+from minunclip.data.scenes import sample_scenes, twin
+from minunclip.data.tokenizer import Tokenizer
+from minunclip.data.world import World, build_world, save_array, to_tensor, training_captions
+from minunclip.diffusion import Schedule
+from minunclip.loading import load_model
+from minunclip.models.clip import CLIP
+from minunclip.training import Batch, TrainingError
+
+GRID = 16  # pictures in a sample grid
+
+
+def tile(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
+    """uint8 (N, H, W, 3) to one picture (rows * H, columns * W, 3); the last row is filled up with white."""
+    missing = -len(pictures) % columns
+    pictures = np.concatenate([pictures, np.full((missing, *pictures.shape[1:]), 255, np.uint8)])
+    return rearrange(pictures, "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
+
+
+@dataclass
+class Run:
+    """One training of the chain: a preset, a folder with one sub-folder a stage, a device, a seed."""
+
+    preset: Preset
+    folder: Path
+    device: torch.device
+    seed: int = 0
+    data: Path | None = None  # a folder of your own pictures; without it, the captioned world
+    init: Path | None = None  # a folder of weights to start from
+
+    @cached_property
+    def world(self) -> World:
+        if self.data is None:
+            return build_world(self.preset, self.folder / "data", self.seed)
+        tokenizer = None if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
+        return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer)
+
+    @cached_property
+    def clip(self) -> CLIP:
+        if not (self.folder / "clip" / "model.safetensors").exists():
+            raise TrainingError(f"{self.folder / 'clip'} has no trained CLIP, which this stage needs: run `minunclip train clip` first")
+        clip = load_model("clip", self.folder / "clip")
+        assert isinstance(clip, CLIP)
+        return clip.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def image_embeddings(self) -> np.ndarray:
+        """z_i of every training picture, float32 (N, d), computed once and kept under the hash of CLIP's weights."""
+        digest = hashlib.sha256((self.folder / "clip" / "model.safetensors").read_bytes()).hexdigest()[:12]
+        path = self.world.folder / f"image-embeddings-{digest}.npy"
+        if not path.exists():
+            chunks = np.array_split(np.arange(len(self.world)), max(1, len(self.world) // 500))
+            save_array(path, np.concatenate([self._embed(self.world.pictures[chunk]).cpu().numpy() for chunk in chunks]))
+        return np.load(path, mmap_mode="r")
+
+    @torch.no_grad()
+    def _embed(self, pictures: np.ndarray) -> Tensor:
+        return self.clip.encode_image(to_tensor(pictures).to(self.device))
+
+    @cached_property
+    def validation(self) -> Batch:
+        """Pairs that validation losses are computed on: never trained on, never used for the reported figures. The world has twins too."""
+        if self.world.held is not None:
+            held = {name: to_tensor(self.world.held[name].copy()).to(self.device) for name in ("pictures", "small")}
+            return {**held, "tokens": torch.from_numpy(self.world.held["captions"][:, 0].astype(np.int64)).to(self.device)}
+        scenes = sample_scenes(min(256, self.preset.world.validation_scenes), seed=self.seed + 2, held_out=True)
+        texts = [row[-1] for row in training_captions(scenes, self.seed + 2)]
+        tokens = self.world.tokenizer(texts, self.preset.clip.context_length)[0]
+        rng = np.random.default_rng([self.seed, 10])
+        pictures = {
+            "pictures": render(scenes, self.preset.clip.image_size),
+            "twins": render([twin(scene, rng) for scene in scenes], self.preset.clip.image_size),
+            "small": render(scenes, self.preset.decoder.image_size),
+        }
+        return {"tokens": tokens.to(self.device), **{name: to_tensor(array).to(self.device) for name, array in pictures.items()}}
+
+    def draw(self, step: int, size: int, stage: str) -> tuple[np.ndarray, np.random.Generator]:
+        """Which examples step `step` of a stage sees: a function of seed, stage and step alone."""
+        rng = np.random.default_rng([self.seed, (STAGES + BASELINES).index(stage), step])
+        return np.sort(rng.integers(len(self.world), size=size)), rng
+
+    def captions(self, index: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """One caption of a random level for each scene, (B, L) padded."""
+        return torch.from_numpy(self.world.captions[index, rng.integers(self.world.captions.shape[1], size=len(index))].astype(np.int64))
+
+
+def flip(shape: int, chance: float, device: torch.device) -> Tensor:
+    """(shape,) bool, each True with that chance: what classifier-free guidance drops."""
+    return torch.rand(shape, device=device) < chance
+
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+Trained = tuple[nn.Module, Callable[[int], Batch], Loss, dict[str, Any]]
+
+
+def moments(schedule: Schedule, images: Tensor) -> tuple[Tensor, Tensor]:
+    """A random timestep and noise for each image."""
+    return torch.randint(schedule.steps, (len(images),), device=images.device), torch.randn_like(images)
+
+
+def preset_named(name: str) -> Preset:
+    """The preset of that name; ValueError with the names there are."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
