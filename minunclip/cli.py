@@ -239,7 +239,7 @@ def evaluate(
 
 
 def experiment(
-    name: Literal["inversion", "varying", "turning", "typographic", "principal-components", "importance-of-the-prior"],
+    name: Literal["inversion", "varying", "turning", "typographic", "principal-components", "importance-of-the-prior", "compared", "guidance-sweep"],
     json: str | None = None,
     weights: str = str(WEIGHTS),
     device: Device = "auto",

@@ -1,10 +1,12 @@
 """The paper's experiments on trained weights, each a function that returns its table.
 
-Paper: section 3 (inversion, variations, text diffs), section 4 (typographic attack, principal components), Fig. 8 (the importance of the prior).
+Paper: section 3 (inversion, variations, text diffs), section 4 (typographic attack, principal components), section 5 (the importance of the
+prior, Fig. 8; the comparison with GLIDE and DALL-E, Tab. 2; diversity against fidelity, Figs 9 to 11).
 Where people judged in the paper, the caption checker counts here; its own error stands in the report of `minunclip evaluate`.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,17 +15,22 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from minunclip.baselines.dalle import sample_dalle
 from minunclip.data.captions import caption, compare, parse
 from minunclip.data.render import render
 from minunclip.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, edit, sample_scenes
-from minunclip.data.world import to_tensor
-from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out_captions
+from minunclip.data.world import HELD_OUT_SEED, to_tensor
+from minunclip.diffusion import make_schedule
+from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out_captions, precision_recall
 from minunclip.manipulations import reconstruct, text_diff, variations
 from minunclip.models.autoregressive_prior import fit_pca
 from minunclip.models.clip import zero_shot
-from minunclip.pipeline import UnCLIP
+from minunclip.models.decoder import sample_decoder
+from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP
 
 Table = dict[str, dict[str, float]]  # by row, then by column
+BATCH = 50  # pictures that are drawn at once
+RERANKED = 4  # candidates of DALL-E, of which CLIP keeps one; the source: 512
 CHANGED = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES}  # what a text diff may ask for
 
 
@@ -151,8 +158,103 @@ def importance_of_the_prior(model: UnCLIP, count: int = 200, copies: int = 2, se
     return table
 
 
+Draw = Callable[[Sequence[str], Sequence[int], float], Tensor]  # captions, seeds, guidance to small pictures (B, 3, S, S) in [-1, 1]
+
+
+def systems(model: UnCLIP) -> dict[str, Draw]:
+    """What draws pictures from captions, by name: unCLIP with each prior, and the baselines that are among the weights."""
+    side = model.sizes[0]
+
+    def unclip(prior: PriorName) -> Draw:
+        return lambda texts, seeds, guidance: to_tensor(model.generate(texts, prior, seeds, side, guidance).pictures[side])
+
+    def glide(texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Tensor:
+        network, text = model.models["glide"], model.read(texts)
+        schedule = make_schedule(network.config.diffusion.schedule, network.config.diffusion.steps)
+        return sample_decoder(network, schedule, None, text.tokens, text.mask, seeds, guidance=guidance)
+
+    def dalle(texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Tensor:
+        """RERANKED candidates a caption, of which CLIP keeps one; there is no guidance."""
+        text = model.read(texts)
+        numbers = [RERANKED * seed + k for seed in seeds for k in range(RERANKED)]
+        tokens, mask = (x.repeat_interleave(RERANKED, dim=0) for x in (text.tokens, text.mask))
+        images = rearrange(sample_dalle(model.models["dalle"], model.models["dalle-vae"], tokens, mask, numbers), "(b n) c h w -> b n c h w", n=RERANKED)
+        z_i = rearrange(model.embed(rearrange(images, "b n c h w -> (b n) c h w")), "(b n) d -> b n d", n=RERANKED)
+        best = (z_i * text.z_t[:, None]).sum(dim=2).argmax(dim=1)
+        return images[torch.arange(len(images)), best.to(images.device)]
+
+    there: dict[str, Draw] = {"unCLIP, diffusion prior": unclip("diffusion")}
+    if "ar-prior" in model.models:
+        there["unCLIP, AR prior"] = unclip("autoregressive")
+    if "glide" in model.models:
+        there["GLIDE"] = glide
+    if "dalle" in model.models:
+        there["DALL-E"] = dalle
+    return there
+
+
+PARTS = {
+    "unCLIP, diffusion prior": ("clip", "prior", "decoder"),
+    "unCLIP, AR prior": ("clip", "ar-prior", "decoder"),
+    "GLIDE": ("glide",),
+    "DALL-E": ("clip", "dalle-vae", "dalle"),
+}
+
+
+def compared(model: UnCLIP, count: int = 300, seeds: Sequence[int] = (0, 1, 2)) -> Table:
+    """Tab. 2 in small: each system on the same held-out captions, drawn with each seed; the mean, and under "± ..." the spread over the seeds.
+
+    Fréchet distances are to drawn scenes, in CLIP's space and in the checker's, which was trained without CLIP. "floor" is a second set of
+    drawn scenes in the place of a system. Seconds are those of a picture at the decoder's size.
+    """
+    pairs = held_out_captions(count, HELD_OUT_SEED + 7)
+    texts = [text for _, text in pairs]
+    z_t, checker = model.read(texts).z_t, model.models["checker"]
+    real = _small(model, sample_scenes(count, HELD_OUT_SEED + 8, held_out=True))
+    again = _small(model, sample_scenes(count, HELD_OUT_SEED + 9, held_out=True))
+    spaces: dict[str, Callable[[Tensor], Tensor]] = {"FID": model.embed, "FID of the checker": checker.features}
+    truth = {name: space(real) for name, space in spaces.items()}
+    table = {}
+    for name, draw in systems(model).items():
+        runs = []
+        for seed in seeds:
+            start = time.perf_counter()
+            images = torch.cat(
+                [draw(texts[i : i + BATCH], range(seed * count + i, seed * count + i + len(texts[i : i + BATCH])), GUIDANCE) for i in range(0, count, BATCH)]
+            )
+            took = time.perf_counter() - start
+            z_i = model.embed(images)
+            precision, recall = precision_recall(truth["FID"], z_i)
+            run = {key: frechet_distance(truth[key], space(images)) for key, space in spaces.items()} | {"precision": precision, "recall": recall}
+            run |= {"all_right": _right(model, images, texts)["all_right"], "CLIP score": float((z_i * z_t).sum(dim=1).mean()), "seconds": took / count}
+            runs.append(run)
+        row = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+        row |= {f"± {key}": float(np.std([run[key] for run in runs])) for key in runs[0] if key != "seconds"}
+        row["million parameters"] = sum(p.numel() for part in PARTS[name] for p in model.models[part].parameters()) / 1e6
+        table[name] = row
+    table["floor"] = {key: frechet_distance(truth[key], space(again)) for key, space in spaces.items()}
+    return table
+
+
+def guidance_sweep(model: UnCLIP, count: int = 60, copies: int = 4, scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0), seed: int = 8) -> Table:
+    """Section 5.3: what guidance does to fidelity and to diversity, of unCLIP and of GLIDE: `copies` pictures of each caption at each scale."""
+    pairs = held_out_captions(count, seed)
+    texts = [text for _, text in pairs for _ in range(copies)]
+    real = model.embed(_small(model, sample_scenes(len(texts), seed + 1, held_out=True)))
+    table = {}
+    for name, draw in systems(model).items():
+        for scale in scales if name in ("unCLIP, diffusion prior", "GLIDE") else ():
+            images = draw(texts, range(len(texts)), scale)
+            seen = model.embed(images)
+            row = {"all_right": _right(model, images, texts)["all_right"], "FID": frechet_distance(real, seen)}
+            row |= {"diversity": diversity(rearrange(seen, "(b n) d -> b n d", n=copies)), "recall": precision_recall(real, seen)[1]}
+            table[f"{name}, guidance {scale:g}"] = row
+    return table
+
+
 EXPERIMENTS: dict[str, Callable[[UnCLIP], Table]] = {
-    function.__name__.replace("_", "-"): function for function in (inversion, varying, turning, typographic, principal_components, importance_of_the_prior)
+    function.__name__.replace("_", "-"): function
+    for function in (inversion, varying, turning, typographic, principal_components, importance_of_the_prior, compared, guidance_sweep)
 }
 
 

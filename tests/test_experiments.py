@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minunclip import experiments
+from minunclip.baselines.dalle import sample_dalle
 from minunclip.cli import COMMANDS, main
 from minunclip.data.captions import compare, parse
 from minunclip.pipeline import UnCLIP
@@ -66,6 +67,56 @@ def test_the_prior_is_compared_with_nothing_and_with_the_truth(model):
     table = experiments.importance_of_the_prior(model, count=4)
     assert list(table) == ["nothing", "z_t", "diffusion prior", "autoregressive prior", "true z_i"]
     assert all(row["FID"] > 0 and row["diversity"] >= 0 for row in table.values())
+
+
+def test_systems_are_those_among_the_weights(model):
+    everything = ["unCLIP, diffusion prior", "unCLIP, AR prior", "GLIDE", "DALL-E"]
+    assert list(experiments.systems(model)) == everything
+    bare = UnCLIP({name: one for name, one in model.models.items() if name not in ("glide", "dalle", "ar-prior")}, model.tokenizer)
+    assert list(experiments.systems(bare)) == everything[:1]
+
+
+@pytest.mark.parametrize("name", ["unCLIP, diffusion prior", "unCLIP, AR prior", "GLIDE", "DALL-E"])
+def test_a_system_draws_a_caption_by_its_seed_alone(model, name):
+    draw = experiments.systems(model)[name]
+    texts = ["a red circle", "two blue stars on grey", "a red circle"]
+    together = draw(texts, [3, 4, 5], 2.0)
+    assert together.shape == (3, 3, model.sizes[0], model.sizes[0]) and together.abs().max() <= 1
+    torch.testing.assert_close(draw(texts[:1], [3], 2.0), together[:1], atol=0.01, rtol=0)
+    assert not torch.allclose(together[0], together[2], atol=0.01)
+
+
+def test_dalle_keeps_the_candidate_that_clip_likes_best(model):
+    texts, count = ["a red circle", "a star"], experiments.RERANKED
+    text = model.read([t for t in texts for _ in range(count)])
+    images = sample_dalle(model.models["dalle"], model.models["dalle-vae"], text.tokens, text.mask, [count * seed + k for seed in (7, 9) for k in range(count)])
+    scores = (model.embed(images) * text.z_t).sum(dim=1)
+    best = [max(range(i * count, (i + 1) * count), key=lambda k: float(scores[k])) for i in range(2)]
+    torch.testing.assert_close(experiments.systems(model)["DALL-E"](texts, [7, 9], 1.0), images[best])
+
+
+def test_the_comparison_has_means_spreads_and_a_floor(model):
+    table = experiments.compared(model, count=6, seeds=(0, 1))
+    assert list(table) == ["unCLIP, diffusion prior", "unCLIP, AR prior", "GLIDE", "DALL-E", "floor"]
+    row = table["GLIDE"]
+    assert row["± FID"] > 0 and row["seconds"] > 0 and 0 <= row["all_right"] <= 1
+    assert row["million parameters"] == pytest.approx(sum(p.numel() for p in model.models["glide"].parameters()) / 1e6)
+    assert table["floor"].keys() == {"FID", "FID of the checker"}
+
+
+def test_one_seed_has_no_spread_and_the_mean_is_of_all_seeds(model):
+    alone = [experiments.compared(model, count=5, seeds=(seed,))["DALL-E"] for seed in (0, 1)]
+    both = experiments.compared(model, count=5, seeds=(0, 1))["DALL-E"]
+    for key in ("FID", "CLIP score", "precision"):
+        assert alone[0][f"± {key}"] == 0
+        assert both[key] == pytest.approx((alone[0][key] + alone[1][key]) / 2)
+        assert both[f"± {key}"] == pytest.approx(abs(alone[0][key] - alone[1][key]) / 2)
+
+
+def test_guidance_is_swept_for_those_that_have_it(model):
+    table = experiments.guidance_sweep(model, count=3, copies=2, scales=(1.0, 4.0))
+    assert list(table) == [f"{name}, guidance {scale}" for name in ("unCLIP, diffusion prior", "GLIDE") for scale in (1, 4)]
+    assert all(row["diversity"] >= 0 and 0 <= row["recall"] <= 1 for row in table.values())
 
 
 def test_a_table_in_markdown():

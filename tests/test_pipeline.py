@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from minunclip.cli import main
+from minunclip.config import BASELINES, STAGES
 from minunclip.pipeline import UnCLIP
 from minunclip.training import read_log
 
@@ -116,4 +117,4 @@ def test_every_stage_leaves_a_log_with_validation(tiny_run: Path, tiny_weights: 
 def test_info_lists_presets_and_weights(tiny_weights: Path, capsys) -> None:
     assert main(["info", "--weights", str(tiny_weights)]) == 0
     text = capsys.readouterr().out
-    assert "decoder 3,563.17 M" in text and text.count("model.safetensors: ") == 7 and "not there" not in text
+    assert "decoder 3,563.17 M" in text and text.count("model.safetensors: ") == len(STAGES + BASELINES) and "not there" not in text

@@ -57,6 +57,10 @@ class _Residual(nn.Module):
         return x + self.layers(x)
 
 
+def _pool(features: Tensor) -> Tensor:
+    return torch.cat([reduce(features, "b c h w -> b c", how) for how in ("mean", "max")], dim=1)
+
+
 class SceneReader(nn.Module):
     """A picture to what it shows."""
 
@@ -76,12 +80,20 @@ class SceneReader(nn.Module):
 
     def forward(self, images: Tensor) -> Reading:
         """(B, 3, 64, 64) in [-1, 1]."""
-        fine = self.fine(images)
-        features = self.join(fine + F.interpolate(self.coarse(fine), size=fine.shape[2:], mode="nearest"))
-        things = rearrange(self.things(features), "b (size part) h w -> b size part h w", size=len(SIZES))
-        pooled = torch.cat([reduce(features, "b c h w -> b c", how) for how in ("mean", "max")], dim=1)
-        background, word = self.whole(pooled).split((len(BACKGROUNDS), NO_WORD + 1), dim=1)
+        seen = self._map(images)
+        things = rearrange(self.things(seen), "b (size part) h w -> b size part h w", size=len(SIZES))
+        background, word = self.whole(_pool(seen)).split((len(BACKGROUNDS), NO_WORD + 1), dim=1)
         return Reading(things.float(), background.float(), word.float())
+
+    def _map(self, images: Tensor) -> Tensor:
+        fine = self.fine(images)
+        return self.join(fine + F.interpolate(self.coarse(fine), size=fine.shape[2:], mode="nearest"))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1], of any size, to what is read off them, (B, 4 * width): a space for Fréchet distances that CLIP has no part in."""
+        device = next(self.parameters()).device
+        return torch.cat([_pool(self._map(resize(part.to(device, torch.float32), (SIDE, SIDE)))) for part in images.split(CHUNK)])
 
     @torch.no_grad()
     def read(self, images: Tensor) -> list[Scene]:
