@@ -2,11 +2,14 @@
 
 import json
 import re
+import site
 from pathlib import Path
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").rglob("[0-9]*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb"))
 SIZE = 1_500_000  # bytes
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\\\")
 
@@ -63,3 +66,28 @@ def test_it_says_what_it_needs_and_where_it_stands_in_the_paper(path):
         assert part in first, part
     whole = "".join(text(cell["source"]) for cell in json.loads(path.read_text())["cells"])
     assert whole.count("check(") >= 3 and "<details>" in whole and "What the paper did" in whole
+
+
+class Shell:
+    """Stands for IPython's, here or in Colab, and notes what a cell asks of it."""
+
+    def __init__(self, name):
+        self.name, self.asked = name, []
+
+    def __str__(self):
+        return self.name
+
+    def run_line_magic(self, *words):
+        self.asked.append(words)
+
+
+def test_it_opens_in_colab_and_installs_the_package_only_there(path, monkeypatch):
+    repository = re.search(r'^Repository = "(https://github.com/(.+))"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    cells = json.loads(path.read_text())["cells"]
+    assert f"(https://colab.research.google.com/github/{repository[2]}/blob/main/{path.relative_to(ROOT).as_posix()})" in text(cells[0]["source"])
+    source = next(text(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    monkeypatch.setattr(site, "main", lambda: None)  # in Colab it finds what was installed after Python began
+    here, colab = Shell("<ipykernel.zmqshell.ZMQInteractiveShell object>"), Shell("<google.colab._shell.Shell object>")
+    for shell in (here, colab):
+        exec(TransformerManager().transform_cell(source), {"get_ipython": lambda shell=shell: shell})
+    assert not here.asked and colab.asked == [("pip", f"install -q -e git+{repository[1]}#egg=minunclip")]
