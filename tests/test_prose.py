@@ -1,0 +1,94 @@
+"""Every number that a notebook's prose gives is one that a reader can find: in an output, as a constant of the code, or in the paper.
+
+Numbers of sections, figures, exercises, minutes of an exercise and years point at something and claim nothing; what stands in `code` or in a formula is
+not prose, but what a formula comes to (after ≈) is. Numbers in words are not looked at.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb"))
+NUMBER = re.compile(r"(?<![\w.])(\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)(\s?%)?")
+POINTERS = re.compile(
+    r"(?:sections?|notebooks?|exercises?|solutions to|Figs?\.|Tab\.|App\.|Next:\*\*) \d[\d.]*(?:(?:, | and |–)\d[\d.]*)*"  # section 2.1, notebooks 04 and 05
+    r"|\(\d+ min, \w+\)|\b(?:19|20)\d\d\b|^(?:\*\*)?\d+\. |^# \d\d ",
+    re.IGNORECASE | re.MULTILINE,
+)
+FACTS = {  # what no cell can show, and where it is from
+    650: "million pairs for CLIP, App. C",
+    32_768: "CLIP's batch, Radford et al. 2021",
+    49_408: "CLIP's vocabulary, Radford et al. 2021",
+    319: "components of z_i that the paper keeps, section 2.2",
+    17.2: "the paper's latent scale, App. C",
+    3.5: "billion parameters of the paper's decoder, Tab. 3",
+    700: "million parameters of its first upsampler, Tab. 3",
+    300: "million parameters of its second, Tab. 3",
+    4.85: math.log(128),
+    4.16: math.log(64),
+    5.5: 100 * math.e / (math.e + 127 / math.e),
+    2.9: -math.log(math.e / (math.e + 127 / math.e)),
+    55: math.sqrt(3072),
+}
+
+
+def text(value):
+    return value if isinstance(value, str) else "".join(value)
+
+
+def numbers(words):
+    """The values in a text, `20_000` and `20,000` as 20000."""
+    return {float(number.replace(",", "")) for number, _ in NUMBER.findall(re.sub(r"(?<=\d)_(?=\d)", "", words))}
+
+
+def prose(cell):
+    words = re.sub(r"`[^`]*`|\]\([^)]*\)", " ", text(cell["source"]))
+    words = re.sub(r"\$\$.*?\$\$|\$[^$]*\$", lambda formula: " ".join(re.findall(r"\\approx ([\d.]+)", formula[0])), words, flags=re.DOTALL)
+    return POINTERS.sub(" ", words)
+
+
+def printed(cell):
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        yield text(output.get("text", "")) + text(data.get("text/plain", "")) + re.sub(r"base64,[^\"]*", "", text(data.get("text/html", "")))
+
+
+def unfounded(words, outputs, constants):
+    """The numbers of a text that are no constant, and are not within one unit of their last digit of an output. 47 % is 0.47 or 47."""
+    found = []
+    for number, percent in NUMBER.findall(words):
+        value = float(number.replace(",", ""))
+        unit = 10.0 ** -len(number.partition(".")[2].partition("e")[0])
+        scales = (1, 100) if percent else (1,)
+        constant = any(math.isclose(value, scales[-1] * constant) for constant in constants)
+        if not constant and not any(abs(value - scale * output) < unit for scale in scales for output in outputs):
+            found.append(number + percent)
+    return found
+
+
+def test_a_number_is_found_where_it_stands_and_missed_where_it_does_not():
+    outputs = numbers("all right: 0.467, cosine 0.8312, 12,345 pictures in 8.5 s")
+    assert not unfounded("46 % or 47 %, a cosine of 0.831, 12,345 pictures, over 8 seconds", outputs, constants=())
+    assert unfounded("45 %, a cosine of 0.85, 12,346 pictures, 10 seconds", outputs, constants=()) == ["45 %", "0.85", "12,346", "10"]
+    assert not unfounded("256 pictures at 90 %", (), numbers("render(scenes[:256]), 0.9")) and numbers("20_000 x 1e-3 of z2") == {20_000, 1e-3}
+    cell = {"source": "See section 2.1 and notebooks 04 and 05 (Ho 2020); `x[17]`; $x^{18} \\approx 19.5$.\n\n**3. Sums.** (15 min, easy) Of 16."}
+    assert numbers(prose(cell)) == {19.5, 16}
+
+
+def test_what_is_worked_out_is_worked_out_right():
+    for value, source in FACTS.items():
+        assert isinstance(source, str) or abs(value - source) < 10.0 ** -len(f"{value}".partition(".")[2]), value
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_number_in_the_prose_is_shown(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    outputs = {value for cell in code for words in printed(cell) for value in numbers(words)}
+    constants = {value for cell in code for value in numbers(text(cell["source"]))} | numbers((ROOT / "minunclip" / "config.py").read_text()) | set(FACTS)
+    missing = [(number, prose(cell)) for cell in cells if cell["cell_type"] == "markdown" for number in unfounded(prose(cell), outputs, constants)]
+    assert not missing, "\n".join(f"{number} in: {words[:300]}" for number, words in missing)
