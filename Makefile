@@ -21,7 +21,7 @@ test: .venv/ready
 
 test-interop: .venv/ready
 	$(BIN)/pip install -q "transformers>=5" "diffusers>=0.35"
-	$(BIN)/pytest -q tests/test_interop.py
+	$(BIN)/pytest -q tests/test_interop.py tests/test_karlo.py
 
 weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu

@@ -26,13 +26,14 @@ class CLIPConfig:
 
     image_size: int
     patch_size: int
-    vision: TransformerConfig
+    vision: TransformerConfig | None  # None: the text tower alone, as in Karlo's folder
     text: TransformerConfig
     context_length: int  # text tokens, the end token included
     vocabulary_size: int
     embedding_dim: int
     # how pixels become image tokens. The paper: a linear map of each patch; few strided convolutions learn shapes from far fewer pictures
     stem: Stem = "patches"
+    unit_norm: bool = True  # of the embeddings; Karlo's prior and decoder were trained on the projections as they are
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class DiffusionPriorConfig:
     transformer: TransformerConfig
     diffusion: DiffusionConfig
     text_drop: float = 0.1  # the paper: 10 %
+    # what is diffused. "scaled": sqrt(d) z_i of unit norm; "standardised": (z_i - mean) / std in every dimension, as Karlo does
+    latent: Literal["scaled", "standardised"] = "scaled"
+    null_tokens: int = 1  # tokens in the place of a dropped caption; Karlo: 2, those of an empty caption
+    candidates: int = 2  # embeddings drawn a caption, of which the one nearest to z_t is kept; the paper: 2, Karlo: 1
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from minunclip.baselines.dalle import DALLE, DiscreteVAE
 from minunclip.config import (
@@ -50,9 +51,14 @@ def config_from_json(kind: type, values: Any, where: str) -> Any:
     odd = sorted((got - hints.keys()) | (needed - got))
     if odd or not isinstance(values, dict):
         raise ValueError(f"{where} does not describe a {kind.__name__}: {'unknown' if odd and odd[0] in got else 'missing'} field {odd[0]!r}")
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
+        if type(None) in get_args(hint):  # an optional field
+            if value is None:
+                fields[name] = None
+                continue
+            hint = get_args(hint)[0]
         if hasattr(hint, "__dataclass_fields__"):
             value = config_from_json(hint, value, where)
         elif get_origin(hint) is tuple:
@@ -69,25 +75,44 @@ def config_from_json(kind: type, values: Any, where: str) -> Any:
     return kind(**fields)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills a model from a safetensors file. ValueError, before anything is changed, names the first key or shape that does not fit."""
+def read_tensors(path: Path, remedy: str = "run `make weights`, or copy the folder again") -> dict[str, Tensor]:
+    """A safetensors file, whole. ValueError otherwise; `remedy` says what to do if it is not there."""
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: run `make weights`, or copy the folder again") from None
+        raise ValueError(f"{path} is missing: {remedy}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({str(error).splitlines()[0]}): copy it again") from None
-    expected = model.state_dict()
+
+
+def read_json(path: Path, remedy: str = "run `make weights`, or copy the folder again") -> Any:
+    """A JSON file. ValueError if it is none; `remedy` says what to do if it is not there."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {remedy}") from None
+    except ValueError:
+        raise ValueError(f"{path} is not JSON: copy the folder again") from None
+
+
+def require_tensors(where: object, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], family: str, cause: str = "another model or preset") -> None:
+    """ValueError, with the first key and both shapes, unless `tensors` have the names and shapes of `expected`, and finite values."""
     for key in sorted(expected.keys() | tensors.keys()):
         if key not in tensors:
-            raise ValueError(f"{path} lacks {key!r}: it belongs to another model or preset")
+            raise ValueError(f"{where} lacks {key!r} of shape {tuple(expected[key].shape)}: it belongs to {cause}")
         if key not in expected:
-            raise ValueError(f"{path} has {key!r}, which a {type(model).__name__} does not know: it belongs to another model or preset")
+            raise ValueError(f"{where} has {key!r} of shape {tuple(tensors[key].shape)}, which a {family} does not know: it belongs to {cause}")
         if tensors[key].shape != expected[key].shape:
             shapes = f"{tuple(tensors[key].shape)}, but the config asks for {tuple(expected[key].shape)}"
-            raise ValueError(f"{path}: {key!r} has shape {shapes}: it belongs to another preset")
+            raise ValueError(f"{where}: {key!r} has shape {shapes}: it belongs to {cause}")
         if tensors[key].is_floating_point() and not torch.isfinite(tensors[key]).all():
-            raise ValueError(f"{path}: {key!r} has values that are not finite: the training diverged or half precision overflowed")
+            raise ValueError(f"{where}: {key!r} has values that are not finite: the training diverged or half precision overflowed")
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fills a model from a safetensors file. ValueError, before anything is changed, names the first key or shape that does not fit."""
+    tensors = read_tensors(path)
+    require_tensors(path, tensors, model.state_dict(), type(model).__name__)
     model.load_state_dict(tensors)
 
 
@@ -95,13 +120,7 @@ def load_model(stage: str, folder: Path) -> nn.Module:
     """The model of a stage from its folder, float32, in eval mode."""
     model_class, config_class = MODELS[stage]
     path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: run `make weights`, or copy the folder again") from None
-    except ValueError:
-        raise ValueError(f"{path} is not JSON: copy the folder again") from None
-    config = config_from_json(config_class, values, str(path))
+    config = config_from_json(config_class, read_json(path), str(path))
     with torch.random.fork_rng(devices=[]):  # a training that loads CLIP in the middle of a step must draw the same noise as one that has it
         model = model_class(config)
     load_weights(model, folder / "model.safetensors")

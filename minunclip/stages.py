@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from minunclip.baselines.stages import dalle_stage, vae_stage
 from minunclip.config import STAGES, DecoderConfig, TrainingConfig, UpsamplerConfig
@@ -109,9 +110,11 @@ def prior_stage(run: Run, settings: TrainingConfig) -> Trained:
         noise = torch.randn(z_i.shape, generator=fixed).to(z_i)
         value = prior_loss(model, schedule, z_i, encoded, mask, z_t, timestep, noise).mean()
         drawn, _, _ = sample_prior(model, schedule, encoded[:64], mask[:64], z_t[:64], seeds=range(len(z_t[:64])), steps=10)
-        return {"validation_loss": float(value), "cosine": float((drawn * z_i[:64]).sum(dim=1).mean())}
+        return {"validation_loss": float(value), "cosine": float(F.cosine_similarity(drawn, z_i[:64]).mean())}
 
-    return DiffusionPrior(config), _embedding_batch(run, settings, "prior"), loss, {"validate": validate}
+    model = DiffusionPrior(config)
+    model.prepare_from(torch.tensor(run.image_embeddings))
+    return model, _embedding_batch(run, settings, "prior"), loss, {"validate": validate}
 
 
 def ar_prior_stage(run: Run, settings: TrainingConfig) -> Trained:

@@ -54,20 +54,20 @@ class LatentScale:
 class TextCondition(nn.Module):
     """What either prior knows of the caption, as tokens: the encoded text, then z_t. Both can be dropped for classifier-free guidance."""
 
-    def __init__(self, embedding_dim: int, text_width: int, context_length: int, width: int):
+    def __init__(self, embedding_dim: int, text_width: int, context_length: int, width: int, null_tokens: int = 1):
         super().__init__()
-        self.context_length = context_length
+        self.context_length, self.null_tokens = context_length, null_tokens
         self.latent_scale = LatentScale.for_dim(embedding_dim)
         self.text = nn.Linear(text_width, width)
         self.embedding = nn.Linear(embedding_dim, width)
-        self.null_text = learned_vectors(width)
+        self.null_text = learned_vectors(width) if null_tokens == 1 else learned_vectors(null_tokens, width)
         self.null_embedding = learned_vectors(width)
         self.positions = learned_vectors(context_length + 1, width)
 
     def forward(self, encoded_text: Tensor, text_mask: Tensor, text_embedding: Tensor, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encoded text (B, L, text_width), its mask (B, L), unit-norm z_t (B, d), `drop` (B,) bool to tokens (B, L + 1, width) and their mask.
 
-        A dropped caption is one visible null token and a null z_t. L may be shorter than the context; if it is longer: ValueError.
+        A dropped caption is its visible null tokens and a null z_t. L may be shorter than the context; if it is longer: ValueError.
         """
         length = encoded_text.shape[1]
         if length > self.context_length:
@@ -75,12 +75,14 @@ class TextCondition(nn.Module):
         if drop is None:
             drop = torch.zeros_like(text_mask[:, 0])
         kept = text_mask & ~drop[:, None]
-        text = torch.where(kept[..., None], self.text(encoded_text), self.null_text)
+        null = self.null_text if self.null_tokens == 1 else F.pad(self.null_text, (0, 0, 0, length - self.null_tokens))
+        text = torch.where(kept[..., None], self.text(encoded_text), null)
         embedding = torch.where(drop[:, None], self.null_embedding, self.embedding(self.latent_scale.scale(text_embedding)))
         tokens = torch.cat([text + self.positions[:length], (embedding + self.positions[-1])[:, None]], dim=1)
+        place = torch.arange(length, device=kept.device)
         # the first token is always seen, be it null: attention over no key at all is undefined
-        first = torch.arange(length, device=kept.device) == 0
-        return tokens, F.pad(kept | first, (0, 1), value=True)
+        seen = kept | (drop[:, None] & (place < self.null_tokens)) | (place == 0)
+        return tokens, F.pad(seen, (0, 1), value=True)
 
 
 def learned_vectors(*shape: int) -> nn.Parameter:
@@ -89,14 +91,20 @@ def learned_vectors(*shape: int) -> nn.Parameter:
 
 
 class DiffusionPrior(nn.Module):
-    """Predicts the un-noised, scaled image embedding from a noised one and the caption."""
+    """Predicts the un-noised latent, which is the scaled image embedding, from a noised one and the caption.
+
+    With `latent="standardised"` call `prepare_from` before training.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: DiffusionPriorConfig):
         super().__init__()
         self.config = config
         width = config.transformer.width
         self.latent_scale = LatentScale.for_dim(config.embedding_dim)
-        self.condition = TextCondition(config.embedding_dim, config.text_width, config.context_length, width)
+        self.condition = TextCondition(config.embedding_dim, config.text_width, config.context_length, width, config.null_tokens)
         self.timestep = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.noised = nn.Linear(config.embedding_dim, width)
         self.final = learned_vectors(width)
@@ -104,14 +112,35 @@ class DiffusionPrior(nn.Module):
         self.transformer = Transformer(config.transformer)
         self.norm = nn.LayerNorm(width)
         self.to_embedding = nn.Linear(width, config.embedding_dim)
+        if config.latent == "standardised":
+            self.register_buffer("mean", torch.zeros(config.embedding_dim))
+            self.register_buffer("std", torch.ones(config.embedding_dim))
+
+    @torch.no_grad()
+    def prepare_from(self, embeddings: Tensor) -> None:
+        """What the config asks to know of the embeddings (N, d) that it will learn from: their mean and spread."""
+        if self.config.latent == "standardised":
+            self.mean.copy_(embeddings.mean(dim=0))
+            self.std.copy_(embeddings.std(dim=0))
+
+    def to_latent(self, z_i: Tensor) -> Tensor:
+        """Image embeddings (B, d) as they are diffused."""
+        return self.latent_scale.scale(z_i) if self.config.latent == "scaled" else (z_i - self.mean) / self.std
+
+    def from_latent(self, latent: Tensor) -> Tensor:
+        """Image embeddings (B, d) from what has been drawn."""
+        if self.config.latent == "standardised":
+            return latent * self.std + self.mean
+        # a direction: CLIP's embeddings are unit-norm, and the decoder has seen no other (this undoes the scale as well)
+        return F.normalize(latent, dim=-1)
 
     def forward(self, noised: Tensor, timestep: Tensor, encoded_text: Tensor, text_mask: Tensor, text_embedding: Tensor, drop: Tensor | None = None) -> Tensor:
-        """Noised scaled z_i (B, d), timestep (B,), encoded text (B, L, text_width), its mask (B, L), unit-norm z_t (B, d) to scaled z_i (B, d).
+        """Noised latent z_i (B, d), timestep (B,), encoded text (B, L, text_width), its mask (B, L), z_t (B, d) as CLIP gives it, to latent z_i (B, d).
 
         `drop` (B,) bool: examples that go without text and z_t. The noised embedding is never dropped.
         """
         text, visible = self.condition(encoded_text, text_mask, text_embedding, drop)
-        time = self.timestep(timestep_embedding(timestep, self.config.transformer.width))
+        time = self.timestep(timestep_embedding(timestep, self.config.transformer.width).to(self.final.dtype))
         noised = self.noised(noised)
         rest = torch.stack([time, noised, self.final.expand_as(noised)], dim=1) + self.positions
         # the paper's order: encoded text, z_t, timestep, noised z_i, final
@@ -131,17 +160,16 @@ def prior_loss(
     noise: Tensor,
     drop: Tensor | None = None,
 ) -> Tensor:
-    """Loss per example (B,): mean over dimensions of the squared error of the scaled z_i. One is the loss of always answering zero.
+    """Loss per example (B,): mean over dimensions of the squared error of the latent z_i. One is the loss of always answering zero.
 
-    Embeddings come unit-norm, (B, d); `noise` is a standard normal of that shape.
+    Embeddings come as CLIP gives them, (B, d); `noise` is a standard normal of that shape.
     """
 
     # L = E |f(z_i^(t), t, y) - z_i|^2
     def network(x_t: Tensor, timestep: Tensor) -> Tensor:
         return model(x_t, timestep, encoded_text, text_mask, text_embedding, drop)
 
-    z_i = model.latent_scale.scale(image_embedding)
-    return training_loss(schedule, model.config.diffusion.objective, False, network, z_i, timestep, noise)
+    return training_loss(schedule, model.config.diffusion.objective, False, network, model.to_latent(image_embedding), timestep, noise)
 
 
 @torch.no_grad()
@@ -154,15 +182,16 @@ def sample_prior(
     seeds: Sequence[int],
     steps: int | None = None,
     guidance: float = 1.0,
-    candidates: int = 2,
+    candidates: int | None = None,
     sampler: SamplerName | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw `candidates` image embeddings a caption and keep the one that agrees best with z_t.
 
-    Returns the best z_i (B, d), all of them (B, candidates, d), unit-norm, and their z_i . z_t (B, candidates).
+    Returns the best z_i (B, d), all of them (B, candidates, d), as CLIP gives them, and their z_i . z_t (B, candidates).
     `seeds`: one a caption; a caption's embeddings depend on its own seed, not on the batch it is in. `guidance` 1 is the conditional model.
-    Steps and sampler are those of the config unless given.
+    Steps, sampler and candidates are those of the config unless given.
     """
+    candidates = model.config.candidates if candidates is None else candidates
     batch, dim = text_embedding.shape
     if len(seeds) != batch:
         raise ValueError(f"{len(seeds)} seeds for {batch} captions: give one seed a caption")
@@ -183,8 +212,7 @@ def sample_prior(
     process = model.config.diffusion
     denoiser = make_denoiser(network, schedule, process.objective, clip=LATENT_CLIP)
     z_i = sample(denoiser, schedule, noise(z_t), sampler or process.sampler, process.sampling_steps if steps is None else steps, noise)
-    # a direction: CLIP's embeddings are unit-norm, and the decoder has seen no other (this undoes the scale as well)
-    z_i = rearrange(F.normalize(z_i, dim=-1), "(b c) d -> b c d", c=candidates)
+    z_i = rearrange(model.from_latent(z_i), "(b c) d -> b c d", c=candidates)
     scores = (z_i * text_embedding[:, None]).sum(dim=-1)
     best = z_i[torch.arange(batch, device=z_i.device), scores.argmax(dim=1)]
     return best, z_i, scores

@@ -2,7 +2,7 @@
 
 The models are the same but for names, and for three things that are folded into the weights here, so that nothing else needs to know of them:
 queries, keys and values lie in one matrix; pictures come in [-1, 1] instead of normalised by channel means, which a linear map of patches can take
-over; and the constant that this leaves goes into the positions. The activation is a field of the config. Karlo's weights: not yet.
+over; and the constant that this leaves goes into the positions. The activation is a field of the config.
 """
 
 import re
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minunclip.config import CLIPConfig, TransformerConfig
+from minunclip.loading import require_tensors
 from minunclip.models.clip import CLIP
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what OpenAI's CLIP subtracts from pictures in [0, 1], and divides by
@@ -79,7 +80,10 @@ def _openai_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue  # taken with its query
         new = name
         if "self_attn.q_proj" in name:
-            tensor = torch.cat([state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            parts = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
+            if lost := [part for part in parts if part not in state]:
+                raise ValueError(f"the state dict has nothing for {lost[0]!r}: a shard or a file is missing")
+            tensor = torch.cat([state[part] for part in parts])
             new = name.replace("self_attn.q_proj.", "attn.in_proj_")
         new = _renamed(new, HUGGING_FACE, "Hugging Face state dict")
         if (block := re.fullmatch(r"(.*resblocks\.\d+\.)(.+)", new)) and "in_proj" not in new:
@@ -134,14 +138,6 @@ def clip_from_state_dict(state: Mapping[str, Tensor], activation: str = "quick_g
         embedding_dim=embedding_dim,
     )
     model = CLIP(config).to(patches.dtype)
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | ours.keys()):
-        if name not in ours:
-            raise ValueError(f"the state dict has nothing for {name!r}: a shard or a file is missing")
-        if name not in expected or ours[name].shape != expected[name].shape:
-            shapes = f"{tuple(ours[name].shape)}, not {tuple(expected[name].shape) if name in expected else 'there'}"
-            raise ValueError(f"the state dict's {name!r} has shape {shapes}: these are weights of another model")
-        if not torch.isfinite(ours[name]).all():
-            raise ValueError(f"the state dict's {name!r} has values that are not finite: half precision overflowed, or the file is damaged")
+    require_tensors("the state dict", ours, model.state_dict(), "CLIP", "another model, or a shard is missing")
     model.load_state_dict(ours)
     return model.eval()
