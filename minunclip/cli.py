@@ -22,10 +22,12 @@ from minunclip.budget import memory
 from minunclip.config import BASELINES, PRESETS, STAGES
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
+from minunclip.data.emoji import build_emoji
 from minunclip.data.files import check_folder, read_lines, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import to_tensor, to_uint8
+from minunclip.distributed import first_one_then_all
 from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
 from minunclip.experiments import EXPERIMENTS, as_markdown
@@ -71,20 +73,29 @@ def train(
     """Train one stage, or all of unCLIP in order; settings that are not given are the preset's, `out` is runs/PRESET. A run that was cut short goes on.
 
     `data`: a folder of your own pictures with captions (minunclip/data/files.py says how they are found), in place of the captioned world; the
-    checker, which reads that world, is then no part of "all". `init`: a folder of weights to start from, such as data/weights.
+    checker, which reads that world, is then no part of "all". "emoji" stands for the system's, which are drawn into the folder of the run.
+    `init`: a folder of weights to start from, such as data/weights.
     With --dry_run (or --dry-run) settings, parameters and the memory that a step needs, an estimate, are printed, and nothing is done.
     """
     if data is not None and stage == "checker":
         raise ValueError("the checker reads scenes of the captioned world and cannot learn from other pictures: leave --data out")
     if init is not None and not (Path(init) / "tokenizer.json").is_file():
         raise ValueError(f"{init} has no tokenizer.json: give --init a folder of packed weights, such as data/weights")
+    folder = Path(out or f"runs/{preset}")
+    started = start_processes(pick_device(device))
+    if data == "emoji":
+        data = str(folder / "emoji")
+        with first_one_then_all():
+            if not dry_run and not (folder / "emoji").is_dir():
+                build_emoji(folder / "emoji")
     folders = [None if path is None else Path(path) for path in (data, init)]
-    run = Run(preset_named(preset), Path(out or f"runs/{preset}"), start_processes(pick_device(device)), seed, *folders)
+    run = Run(preset_named(preset), folder, started, seed, *folders)
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "precision": precision}
     counts, costs = (parameter_counts(preset), costs_of(run.preset)) if dry_run else ({}, {})
     everything = [name for name in STAGES if data is None or name != "checker"]
     for name in everything if stage == "all" else (stage,):
         settings = replace(run.preset.training[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+        settings = replace(settings, warmup=min(settings.warmup, settings.steps // 10))  # a short training would be over before it is warm
         if min(settings.steps, settings.batch_size) < 1 or settings.learning_rate <= 0:
             raise ValueError("steps and batch_size must be at least 1, and learning_rate above 0")
         if dry_run:
@@ -298,7 +309,7 @@ def check(folder: str, out: str | None = None) -> None:
     print(f"{len(found.pictures)} pictures can be used, {len(found.skipped)} are skipped ({found.reasons() or 'none'})")
     for name, reason in found.skipped:
         print(f"  {name}: {reason}")
-    lengths = sorted(len(text.split()) for _, captions in found.pictures for text in captions)
+    lengths = sorted(len(text.split()) for picture in found.pictures for text in picture.captions)
     if lengths:
         print(f"{len(lengths)} captions, of {lengths[0]} to {lengths[-1]} words, half of them up to {lengths[len(lengths) // 2]}")
     for low in range(0, max(lengths, default=-1) + 1, 5):
@@ -306,7 +317,12 @@ def check(folder: str, out: str | None = None) -> None:
         print(f"  {low:3} to {low + 4:3} words: {count:6} {'#' * round(40 * count / len(lengths))}")
     if out is not None and found.pictures:
         shown = found.pictures[:: max(1, len(found.pictures) // 32)][:32]
-        save_picture(Path(out), tile(np.stack([np.asarray(read_square(path).resize((128, 128))) for path, _ in shown])), {"folder": folder})
+        save_picture(Path(out), tile(np.stack([np.asarray(read_square(path).resize((128, 128))) for path, *_ in shown])), {"folder": folder})
+
+
+def emoji(out: str = "emoji", font: str | None = None) -> None:
+    """Draw the system's colour emoji into a folder of captioned pictures to train on; `font` is the file of another font."""
+    build_emoji(Path(out), font)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -317,6 +333,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "experiment": experiment,
     "data preview": preview,
     "data check": check,
+    "data emoji": emoji,
     "info": info,
     "pack": pack,
 }

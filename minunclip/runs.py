@@ -60,6 +60,12 @@ class Run:
         return clip.to(self.device).eval().requires_grad_(False)
 
     @cached_property
+    def clip_is_new(self) -> bool:
+        """Whether CLIP is another than that of the weights to start from, so that what was fitted to its embeddings must be fitted anew."""
+        assert self.init is not None
+        return (self.folder / "clip" / "model.safetensors").read_bytes() != (self.init / "clip" / "model.safetensors").read_bytes()
+
+    @cached_property
     def image_embeddings(self) -> np.ndarray:
         """z_i of every training picture, float32 (N, d), computed once and kept under the hash of CLIP's weights."""
         digest = hashlib.sha256((self.folder / "clip" / "model.safetensors").read_bytes()).hexdigest()[:12]

@@ -24,7 +24,7 @@ from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batche
 from minunclip.data.world import to_tensor, to_uint8, trim
 from minunclip.diffusion import make_schedule
 from minunclip.distributed import first_one_then_all, gather, rank
-from minunclip.loading import load_weights
+from minunclip.loading import load_model, load_weights
 from minunclip.models.autoregressive_prior import AutoregressivePrior, autoregressive_loss, sample_autoregressive
 from minunclip.models.clip import CLIP, contrastive_loss, same_captions
 from minunclip.models.decoder import Decoder, decoder_loss, sample_decoder
@@ -118,10 +118,13 @@ def prior_stage(run: Run, settings: TrainingConfig) -> Trained:
 
 
 def ar_prior_stage(run: Run, settings: TrainingConfig) -> Trained:
-    index, rng = run.draw(0, min(20_000, len(run.world)), "ar-prior")
-    z_i = torch.from_numpy(run.image_embeddings[index])
-    z_t = torch.cat([_text(run, part.to(run.device))[2].cpu() for part in run.captions(index, rng).split(500)])
-    model = AutoregressivePrior.fitted(run.preset.ar_prior, z_i, z_t)
+    if run.init is not None and not run.clip_is_new:  # its tokens stay what they are
+        model = load_model("ar-prior", run.init / "ar-prior")
+    else:
+        index, rng = run.draw(0, min(20_000, len(run.world)), "ar-prior")
+        z_i = torch.from_numpy(run.image_embeddings[index])
+        z_t = torch.cat([_text(run, part.to(run.device))[2].cpu() for part in run.captions(index, rng).split(500)])
+        model = AutoregressivePrior.fitted(run.preset.ar_prior, z_i, z_t)
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, AutoregressivePrior)
@@ -179,7 +182,10 @@ def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, sta
         return tile(np.concatenate([to_uint8(part) for pair in zip(real.split(8), drawn.split(8)) for part in pair]))
 
     model = Decoder(config)
-    model.prepare_from(run.clip, scale.scale(torch.tensor(run.image_embeddings)))
+    if run.init is not None:
+        load_weights(model, run.init / stage / "model.safetensors")
+    if run.init is None or run.clip_is_new:
+        model.prepare_from(run.clip, scale.scale(torch.tensor(run.image_embeddings)))
     return model, batch, loss, {"validate": validate, "sample": sample}
 
 
@@ -293,7 +299,7 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
                 for name in ("config.json", "model.safetensors"):
                     shutil.copyfile(run.init / other / name, run.folder / other / name)
     settings, model, batch, loss, looks = prepare(stage, run, settings)
-    if run.init is not None:
+    if run.init is not None and stage not in ("ar-prior", "decoder", "glide"):  # these have seen to it: part of them is fitted to CLIP's embeddings
         load_weights(model, run.init / stage / "model.safetensors")
     config = json.loads(json.dumps(asdict(model.config)))  # type: ignore[call-overload]
     folder = run.folder / stage

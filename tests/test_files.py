@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from minunclip.cli import main
 from minunclip.config import TINY
@@ -100,7 +102,7 @@ def test_lists_of_three_kinds_say_the_same_and_may_not_lead_out_of_the_folder(fo
     scribble(1).save(tmp_path / "outside.png")
     names = ["01.png", "more/00.png", "../outside.png", str(tmp_path / "outside.png"), "gone.png"]
     captions = [["one", "another"], ["two"], ["three"], ["four"], ["five"]]
-    expected = [(folder / "01.png", ("one", "another")), (folder / "more" / "00.png", ("two",))]
+    expected = [(folder / "01.png", ("one", "another"), "01.png"), (folder / "more" / "00.png", ("two",), "more/00.png")]
     coco = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
         "annotations": [{"image_id": i, "caption": text} for i, texts in enumerate(captions) for text in texts],
@@ -186,3 +188,33 @@ def test_folders_that_cannot_be_used_get_one_line(folder: Path, tmp_path: Path, 
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert main(["data", "check", str(folder), "--out", str(tmp_path / "grid.png")]) == 0
     assert "30 pictures can be used, 0 are skipped" in capsys.readouterr().out and (tmp_path / "grid.png").exists()
+
+
+def test_pictures_of_a_group_are_held_out_together_and_one_group_alone_is_refused(folder: Path, tmp_path: Path) -> None:
+    def write(groups: list[str]) -> None:
+        rows = [{"file_name": f"{i:02}.png", "text": f"of {group}", "group": group} for i, group in enumerate(groups) if i % 3]
+        rows += [{"file_name": f"more/{i:02}.png", "text": f"of {group}", "group": group} for i, group in enumerate(groups) if i % 3 == 0]
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write([f"kind {i // 5}" for i in range(30)])
+    world = build_collection(TINY, folder, tmp_path / "data")
+    assert world.held is not None and len(world.held["pictures"]) == 5  # one in ten would be three, of a group of five
+    assert not {row.tobytes() for row in world.captions[:, 0]} & {row.tobytes() for row in world.held["captions"][:, 0]}
+    write(["kind"] * 30)
+    with pytest.raises(ValueError, match="of one group"):
+        build_collection(TINY, folder, tmp_path / "other")
+
+
+def test_what_is_fitted_to_embeddings_is_fitted_anew_where_clip_was_trained_further(folder: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    options = ["--preset", "tiny", "--data", str(folder), "--init", str(tiny_weights), "--steps", "2"]
+    words, means = {}, {}
+    for name, stages in (("frozen", ("ar-prior", "decoder")), ("free", ("clip", "ar-prior", "decoder"))):
+        for stage in stages:
+            assert main(["train", stage, *options, "--out", str(tmp_path / name)]) == 0
+        words[name] = load_file(tmp_path / name / "decoder" / "model.safetensors")["token_embedding.weight"]
+        means[name] = load_file(tmp_path / name / "ar-prior" / "model.safetensors")["pca.mean"]
+    given = load_file(tiny_weights / "ar-prior" / "model.safetensors")["pca.mean"]
+    assert torch.equal(means["frozen"], given) and not torch.equal(means["free"], given)
+    ours = load_file(tmp_path / "free" / "clip" / "model.safetensors")["token_embedding.weight"]
+    # two short steps away from where it started: the decoder of the weights, or the words of the new CLIP
+    assert (words["free"] - ours).abs().mean() < (words["frozen"] - ours).abs().mean()
