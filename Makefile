@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test test-interop weights evaluate bench notebooks
+.PHONY: demo test test-interop weights evaluate results bench notebooks
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -30,6 +30,10 @@ weights: .venv/ready
 evaluate: .venv/ready
 	mkdir -p results
 	$(BIN)/minunclip evaluate --json results/evaluation.json --samples results/samples.png
+
+results: .venv/ready
+	mkdir -p results
+	$(BIN)/minunclip experiment all --seeds 3 --out results
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/speed.py --json results/speed.json

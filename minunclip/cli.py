@@ -4,8 +4,10 @@ import inspect
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -16,6 +18,8 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from minunclip import report
+from minunclip.ablations import TRAININGS
+from minunclip.aesthetics import fit_probe, read_ratings
 from minunclip.budget import as_text as budget_as_text
 from minunclip.budget import budget as costs_of
 from minunclip.budget import memory
@@ -30,11 +34,11 @@ from minunclip.data.world import to_tensor, to_uint8
 from minunclip.distributed import first_one_then_all
 from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
-from minunclip.experiments import EXPERIMENTS, as_markdown
+from minunclip.experiments import EXPERIMENTS, as_markdown, over_seeds
 from minunclip.loading import MODELS
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
-from minunclip.plots import picture_grid, stages_figure
+from minunclip.plots import picture_grid, stages_figure, table_figure
 from minunclip.runs import Run, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
 from minunclip.stages import train as train_stage
@@ -249,18 +253,44 @@ def evaluate(
     print(report.as_text(figures))
 
 
-def experiment(
-    name: Literal["inversion", "varying", "turning", "typographic", "principal-components", "importance-of-the-prior", "compared", "guidance-sweep"],
-    json: str | None = None,
-    weights: str = str(WEIGHTS),
-    device: Device = "auto",
-) -> None:
-    """Repeat an experiment of the paper and print its table; see minunclip/experiments.py."""
-    require_folder("json", json)
-    table = EXPERIMENTS[name](UnCLIP.from_pretrained(weights, pick_device(device)))
-    if json is not None:
-        write_atomically(Path(json), lambda path: path.write_text(dumps({"weights": weights_id(Path(weights)), "table": table}, indent=1)))
-    print(as_markdown(table))
+def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str = str(WEIGHTS), run: str = "runs/experiments", device: Device = "auto") -> None:
+    """Repeat an experiment of the paper, or `all`, and print its table; with --out, also write it into that folder as NAME.json and NAME.png.
+
+    With more --seeds than one, figures are means, each with its standard deviation. Those that train do so in the folder --run.
+    """
+    known = [*EXPERIMENTS, *TRAININGS]
+    if name not in (*known, "all"):
+        raise ValueError(f"no experiment {name!r}: choose one of {', '.join(known)}, or all")
+    if seeds < 1:
+        raise ValueError(f"seeds is {seeds}: use 1 or more")
+    require_folder("out", None if out is None else f"{out}/{name}.json")
+    model = UnCLIP.from_pretrained(weights, pick_device(device))
+    for one in known if name == "all" else [name]:
+        function = EXPERIMENTS[one] if one in EXPERIMENTS else partial(TRAININGS[one], folder=Path(run))
+        start = time.perf_counter()
+        table = over_seeds(function, model, seeds)
+        figures = {"weights": weights_id(Path(weights)), "seeds": seeds, "minutes": round((time.perf_counter() - start) / 60, 1), "table": table}
+        print(f"{one}\n\n{as_markdown(table)}", flush=True)
+        if out is not None:
+            write_atomically(Path(out) / f"{one}.json", partial(Path.write_text, data=dumps(figures, indent=1)))
+            write_atomically(Path(out) / f"{one}.png", partial(table_figure(table).savefig, format="png", dpi=100))
+
+
+def rate(ratings: str, pictures: list[str], weights: str = str(WEIGHTS), device: Device = "auto") -> None:
+    """Learn from your ratings (a CSV with file_name and rating) what you like, by a linear probe on CLIP (section 5.5), and rate other pictures."""
+    model, rows = UnCLIP.from_pretrained(weights, pick_device(device)), read_ratings(Path(ratings))
+    side = model.models["clip"].config.image_size
+
+    def embed(paths: Sequence[Path]) -> torch.Tensor:
+        return model.embed(to_tensor(np.stack([np.asarray(read_square(path).resize((side, side))) for path in paths])))
+
+    z_i, given = embed([path for path, _ in rows]), torch.tensor([rating for _, rating in rows])
+    if len(rows) >= 10:
+        parts = [torch.arange(len(rows)) % 5 == k for k in range(5)]  # each fifth is rated by a probe that has seen the others
+        guessed = torch.cat([fit_probe(z_i[~part], given[~part])(z_i[part]) for part in parts])
+        print(f"correlation with ratings it had not seen: {torch.corrcoef(torch.stack([guessed, torch.cat([given[part] for part in parts])]))[0, 1]:.2f}")
+    for path, rating in zip(pictures, fit_probe(z_i, given)(embed([Path(path) for path in pictures]))):
+        print(f"{rating:.2f} {path}")
 
 
 def pack(run: str, weights: str) -> None:
@@ -331,13 +361,22 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "evaluate": evaluate,
     "experiment": experiment,
+    "rate": rate,
     "data preview": preview,
     "data check": check,
     "data emoji": emoji,
     "info": info,
     "pack": pack,
 }
-POSITIONAL = {"train": ("stage",), "sample": ("captions",), "demo": ("prompt",), "experiment": ("name",), "pack": ("run", "weights"), "data check": ("folder",)}
+POSITIONAL = {
+    "train": ("stage",),
+    "sample": ("captions",),
+    "demo": ("prompt",),
+    "experiment": ("name",),
+    "rate": ("ratings", "pictures"),
+    "pack": ("run", "weights"),
+    "data check": ("folder",),
+}
 
 
 class OneLineParser(ArgumentParser):

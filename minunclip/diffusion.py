@@ -2,7 +2,7 @@
 
 Paper: section 2 and Tab. 3 name the pieces; the equations are those of Ho et al. 2020 (DDPM), Nichol & Dhariwal 2021 (cosine schedule, learned
 variance, hybrid loss), Song et al. 2021 (DDIM), Salimans & Ho 2022 (v), Ho & Salimans 2022 (guidance) and Lu et al. 2022 (DPM-Solver++).
-Differs from the paper: DPM-Solver++ stands in for the prior's Analytic-DPM, and a network may predict v as well as epsilon or x_0.
+Differs from the paper: DPM-Solver++ is the prior's default, beside the Analytic-DPM of the paper, and a network may predict v as well as epsilon or x_0.
 
 Three layers: a **network** gives raw output; `make_denoiser` turns it into a **denoiser**, which answers with x_0 and epsilon whatever the
 objective; a **sampler** is a pure function of a denoiser and of x_T. Timesteps are int64 (B,) in 0 .. T-1; data may have any shape (B, C, ...).
@@ -281,8 +281,36 @@ def _predict(denoiser: Denoiser, x_t: Tensor, timestep: int, index: int, on_step
 
 
 @torch.no_grad()
-def sample_ancestral(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, steps: int, noise: Noise = torch.randn_like, on_step: OnStep | None = None) -> Tensor:
-    """DDPM (Ho et al. 2020): at each step draw x_{t-1} from the posterior. The variance is the learned one, else the posterior's."""
+def x_0_errors(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, steps: int) -> list[float]:
+    """What Analytic-DPM needs to know: the mean square error of the predicted x_0, a value, at each of `steps` timesteps, from noise to data.
+
+    x_0 (N, ...): examples of what is to be sampled; their noise is always the same. Measured once, before sampling.
+    """
+    epsilon = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(x_0)
+    errors = []
+    for index, timestep, _, _ in _descent(schedule, steps):
+        at = torch.full((len(x_0),), timestep, device=x_0.device)
+        errors.append(float(((_predict(denoiser, q_sample(schedule, x_0, at, epsilon), timestep, index, None).x_0 - x_0) ** 2).mean()))
+    return errors
+
+
+@torch.no_grad()
+def sample_ancestral(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x_T: Tensor,
+    steps: int,
+    noise: Noise = torch.randn_like,
+    on_step: OnStep | None = None,
+    errors: Sequence[float] | None = None,
+) -> Tensor:
+    """DDPM (Ho et al. 2020): at each step draw x_{t-1} from the posterior. The variance is the learned one, else the posterior's.
+
+    With `errors` (those of `x_0_errors`, as many as steps) it is Analytic-DPM (Bao et al. 2022, eq. 7): the posterior is that of one x_0, and as
+    the network is not sure of x_0, its error is added, as far as x_0 counts in the mean. Fewer steps need it more.
+    """
+    if errors is not None and len(errors) != steps:
+        raise ValueError(f"{len(errors)} errors for {steps} steps: measure them with x_0_errors at as many steps")
     x_t = x_T
     for index, timestep, abar, abar_next in _descent(schedule, steps):
         prediction = _predict(denoiser, x_t, timestep, index, on_step)
@@ -295,6 +323,9 @@ def sample_ancestral(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, steps:
             if prediction.variance_fraction is not None:
                 minimum, maximum = 2 * math.log(deviation), math.log(beta)
                 deviation = torch.exp(0.5 * interpolate_log_variance(prediction.variance_fraction, minimum, maximum))
+            if errors is not None:
+                # sigma^2 = posterior variance + (share of x_0)^2 E|x_0 - x_0 predicted|^2 / d
+                deviation = math.sqrt(beta * (1 - abar_next) / (1 - abar) + x_0_share**2 * errors[index])
             x_t = x_t + deviation * noise(x_t)
     return x_t
 
@@ -363,10 +394,11 @@ def sample(
     noise: Noise = torch.randn_like,
     eta: float = 0.0,
     on_step: OnStep | None = None,
+    errors: Sequence[float] | None = None,
 ) -> Tensor:
-    """x_0 from unit Gaussian x_T by the sampler of that name. `noise` is for "ancestral" and for "ddim" with eta > 0, `eta` for "ddim"."""
+    """x_0 from unit Gaussian x_T by the sampler of that name. `noise` and `errors` are for "ancestral", `eta` for "ddim", which above 0 takes noise too."""
     if sampler == "ancestral":
-        return sample_ancestral(denoiser, schedule, x_T, steps, noise, on_step)
+        return sample_ancestral(denoiser, schedule, x_T, steps, noise, on_step, errors)
     if sampler == "ddim":
         return sample_ddim(denoiser, schedule, x_T, steps, noise, eta, on_step)
     if sampler == "dpm":

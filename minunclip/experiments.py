@@ -1,13 +1,15 @@
 """The paper's experiments on trained weights, each a function that returns its table.
 
 Paper: section 3 (inversion, variations, text diffs), section 4 (typographic attack, principal components), section 5 (the importance of the
-prior, Fig. 8; the comparison with GLIDE and DALL-E, Tab. 2; diversity against fidelity, Figs 9 to 11).
+prior, Fig. 8; the comparison with GLIDE and DALL-E, Tab. 2; diversity against fidelity, Figs 9 to 11; quality, Fig. 12).
 Where people judged in the paper, the caption checker counts here; its own error stands in the report of `minunclip evaluate`.
 """
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,22 +17,25 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from minunclip.aesthetics import fit_probe, simulated_ratings, taste
 from minunclip.baselines.dalle import sample_dalle
 from minunclip.data.captions import caption, compare, parse
 from minunclip.data.render import render
 from minunclip.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, edit, sample_scenes
 from minunclip.data.world import HELD_OUT_SEED, to_tensor
-from minunclip.diffusion import make_schedule
+from minunclip.diffusion import SamplerName, make_schedule
 from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out_captions, precision_recall
 from minunclip.manipulations import reconstruct, text_diff, variations
 from minunclip.models.autoregressive_prior import fit_pca
 from minunclip.models.clip import zero_shot
 from minunclip.models.decoder import sample_decoder
+from minunclip.models.diffusion_prior import prior_errors, sample_prior
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP
 
 Table = dict[str, dict[str, float]]  # by row, then by column
 BATCH = 50  # pictures that are drawn at once
 RERANKED = 4  # candidates of DALL-E, of which CLIP keeps one; the source: 512
+GUIDED = ("unCLIP, diffusion prior", "GLIDE")  # systems whose guidance is swept
 CHANGED = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES}  # what a text diff may ask for
 
 
@@ -158,6 +163,20 @@ def importance_of_the_prior(model: UnCLIP, count: int = 200, copies: int = 2, se
     return table
 
 
+def candidates(model: UnCLIP, count: int = 200, numbers: Sequence[int] = (1, 2, 4, 8), seed: int = 14) -> Table:
+    """Section 2.2: how many embeddings the prior draws, of which the one with the highest z_i . z_t is kept; the paper: two."""
+    pairs, prior = held_out_captions(count, HELD_OUT_SEED + seed), model.models["prior"]
+    texts = [text for _, text in pairs]
+    text, schedule = model.read(texts), make_schedule(prior.config.diffusion.schedule, prior.config.diffusion.steps)
+    truth = model.embed(to_tensor(render([scene for scene, _ in pairs], model.models["clip"].config.image_size)))
+    table = {}
+    for number in numbers:
+        z_i = sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, range(count), candidates=number)[0]
+        right = _right(model, model.decode(z_i, text, range(count)), texts)["all_right"]
+        table[f"best of {number}"] = {"cosine": float((z_i * truth).sum(dim=1).mean()), "FID of z_i": frechet_distance(truth, z_i), "all_right": right}
+    return table
+
+
 Draw = Callable[[Sequence[str], Sequence[int], float], Tensor]  # captions, seeds, guidance to small pictures (B, 3, S, S) in [-1, 1]
 
 
@@ -201,35 +220,30 @@ PARTS = {
 }
 
 
-def compared(model: UnCLIP, count: int = 300, seeds: Sequence[int] = (0, 1, 2)) -> Table:
-    """Tab. 2 in small: each system on the same held-out captions, drawn with each seed; the mean, and under "± ..." the spread over the seeds.
+def _drawn(draw: Draw, texts: Sequence[str], first_seed: int, guidance: float = GUIDANCE) -> Tensor:
+    parts = [draw(texts[i : i + BATCH], range(first_seed + i, first_seed + min(i + BATCH, len(texts))), guidance) for i in range(0, len(texts), BATCH)]
+    return torch.cat(parts)
+
+
+def compared(model: UnCLIP, count: int = 300, seed: int = 7) -> Table:
+    """Tab. 2 in small: each system on the same held-out captions.
 
     Fréchet distances are to drawn scenes, in CLIP's space and in the checker's, which was trained without CLIP. "floor" is a second set of
     drawn scenes in the place of a system. Seconds are those of a picture at the decoder's size.
     """
-    pairs = held_out_captions(count, HELD_OUT_SEED + 7)
+    pairs = held_out_captions(count, HELD_OUT_SEED + seed)
     texts = [text for _, text in pairs]
-    z_t, checker = model.read(texts).z_t, model.models["checker"]
-    real = _small(model, sample_scenes(count, HELD_OUT_SEED + 8, held_out=True))
-    again = _small(model, sample_scenes(count, HELD_OUT_SEED + 9, held_out=True))
-    spaces: dict[str, Callable[[Tensor], Tensor]] = {"FID": model.embed, "FID of the checker": checker.features}
-    truth = {name: space(real) for name, space in spaces.items()}
-    table = {}
+    real, again = (_small(model, sample_scenes(count, HELD_OUT_SEED + seed + k, held_out=True)) for k in (1, 2))
+    spaces: dict[str, Callable[[Tensor], Tensor]] = {"FID": model.embed, "FID of the checker": model.models["checker"].features}
+    truth, z_t, table = {name: space(real) for name, space in spaces.items()}, model.read(texts).z_t, {}
     for name, draw in systems(model).items():
-        runs = []
-        for seed in seeds:
-            start = time.perf_counter()
-            images = torch.cat(
-                [draw(texts[i : i + BATCH], range(seed * count + i, seed * count + i + len(texts[i : i + BATCH])), GUIDANCE) for i in range(0, count, BATCH)]
-            )
-            took = time.perf_counter() - start
-            z_i = model.embed(images)
-            precision, recall = precision_recall(truth["FID"], z_i)
-            run = {key: frechet_distance(truth[key], space(images)) for key, space in spaces.items()} | {"precision": precision, "recall": recall}
-            run |= {"all_right": _right(model, images, texts)["all_right"], "CLIP score": float((z_i * z_t).sum(dim=1).mean()), "seconds": took / count}
-            runs.append(run)
-        row = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
-        row |= {f"± {key}": float(np.std([run[key] for run in runs])) for key in runs[0] if key != "seconds"}
+        start = time.perf_counter()
+        images = _drawn(draw, texts, seed * count)
+        took = time.perf_counter() - start
+        z_i = model.embed(images)
+        precision, recall = precision_recall(truth["FID"], z_i)
+        row = {key: frechet_distance(truth[key], space(images)) for key, space in spaces.items()} | {"precision": precision, "recall": recall}
+        row |= {"all_right": _right(model, images, texts)["all_right"], "CLIP score": float((z_i * z_t).sum(dim=1).mean()), "seconds": took / count}
         row["million parameters"] = sum(p.numel() for part in PARTS[name] for p in model.models[part].parameters()) / 1e6
         table[name] = row
     table["floor"] = {key: frechet_distance(truth[key], space(again)) for key, space in spaces.items()}
@@ -243,8 +257,8 @@ def guidance_sweep(model: UnCLIP, count: int = 60, copies: int = 4, scales: Sequ
     real = model.embed(_small(model, sample_scenes(len(texts), seed + 1, held_out=True)))
     table = {}
     for name, draw in systems(model).items():
-        for scale in scales if name in ("unCLIP, diffusion prior", "GLIDE") else ():
-            images = draw(texts, range(len(texts)), scale)
+        for scale in scales if name in GUIDED else ():
+            images = _drawn(draw, texts, seed * len(texts), scale)
             seen = model.embed(images)
             row = {"all_right": _right(model, images, texts)["all_right"], "FID": frechet_distance(real, seen)}
             row |= {"diversity": diversity(rearrange(seen, "(b n) d -> b n d", n=copies)), "recall": precision_recall(real, seen)[1]}
@@ -252,15 +266,92 @@ def guidance_sweep(model: UnCLIP, count: int = 60, copies: int = 4, scales: Sequ
     return table
 
 
-EXPERIMENTS: dict[str, Callable[[UnCLIP], Table]] = {
+def samplers(model: UnCLIP, count: int = 100, steps: Sequence[int] = (4, 8, 16, 25, 64, 250), seed: int = 9) -> Table:
+    """What each sampler makes of a number of steps: the prior's embeddings beside the true ones, and the decoder's pictures of the true ones.
+
+    The guided decoder calls its network twice a step. "analytic" is the prior's sampler in the paper, with errors measured on other scenes.
+    """
+    pairs = held_out_captions(count, HELD_OUT_SEED + seed)
+    scenes, texts = [scene for scene, _ in pairs], [text for _, text in pairs]
+    text, prior, side = model.read(texts), model.models["prior"], model.models["clip"].config.image_size
+    z_i = model.embed(to_tensor(render(scenes, side)))
+    real = model.embed(_small(model, sample_scenes(count, HELD_OUT_SEED + seed + 1, held_out=True)))
+    other = held_out_captions(200, HELD_OUT_SEED + seed + 2)
+    other_z_i, other_text = model.embed(to_tensor(render([scene for scene, _ in other], side))), model.read([words for _, words in other])
+    schedule = make_schedule(prior.config.diffusion.schedule, prior.config.diffusion.steps)
+    table = {}
+    for name in ("ancestral", "analytic", "ddim", "dpm"):
+        for n in steps:
+            errors = prior_errors(prior, schedule, other_z_i, other_text.encoded, other_text.mask, other_text.z_t, n) if name == "analytic" else None
+            sampler: SamplerName = "ancestral" if name == "analytic" else name  # type: ignore[assignment]
+            drawn = sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, range(count), n, candidates=1, sampler=sampler, errors=errors)[0]
+            table[f"prior, {name}, {n}"] = {"network calls": n, "cosine": float((drawn * z_i).sum(dim=1).mean()), "FID": frechet_distance(z_i, drawn)}
+    for name in get_args(SamplerName):
+        for n in steps:
+            images = model.decode(z_i, text, range(count), steps=n, sampler=name)
+            right = _right(model, images, texts)["all_right"]
+            table[f"decoder, {name}, {n}"] = {"network calls": 2 * n, "FID": frechet_distance(real, model.embed(images)), "all_right": right}
+    return table
+
+
+def aesthetic(model: UnCLIP, count: int = 100, scales: Sequence[float] = (1.0, 2.0, 4.0, 8.0), seed: int = 10) -> Table:
+    """Section 5.5: a linear probe of quality on z_i, trained on simulated ratings (see `aesthetics.taste`), and what guidance does to it."""
+    side, rng = model.models["clip"].config.image_size, np.random.default_rng(seed)
+
+    def rated(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        pictures = to_tensor(render(sample_scenes(count, seed), side))
+        return model.embed(pictures), simulated_ratings(pictures, rng)
+
+    probe = fit_probe(*rated(15 * count, seed))
+    z_i, ratings = rated(5 * count, seed + 1)
+    table = {"the probe, on other pictures": {"correlation with the ratings": float(torch.corrcoef(torch.stack([probe(z_i), ratings]))[0, 1])}}
+    texts = [text for _, text in held_out_captions(count, HELD_OUT_SEED + seed)]
+    for name, draw in systems(model).items():
+        for scale in scales if name in GUIDED else ():
+            images = _drawn(draw, texts, seed * count, scale)
+            judged = {"the probe's rating": float(probe(model.embed(images)).mean()), "the rule's own rating": float(taste(images).mean())}
+            table[f"{name}, guidance {scale:g}"] = judged | {"all_right": _right(model, images, texts)["all_right"]}
+    return table
+
+
+EXPERIMENTS: dict[str, Callable[..., Table]] = {
     function.__name__.replace("_", "-"): function
-    for function in (inversion, varying, turning, typographic, principal_components, importance_of_the_prior, compared, guidance_sweep)
+    for function in (
+        inversion,
+        varying,
+        turning,
+        typographic,
+        principal_components,
+        importance_of_the_prior,
+        candidates,
+        compared,
+        guidance_sweep,
+        aesthetic,
+        samplers,
+    )
 }
 
 
+def over_seeds(function: Callable[..., Table], model: UnCLIP, count: int) -> Table:
+    """The mean of `count` tables of an experiment, each of another seed; beside each figure, under "± " and its name, the standard deviation."""
+    own = inspect.signature(function).parameters["seed"].default
+    tables = [function(model, seed=own + 100 * k) for k in range(count)]
+    if count == 1:
+        return tables[0]
+    mean: Table = {}
+    for name, row in tables[0].items():
+        values = {key: [table[name][key] for table in tables] for key in row}
+        mean[name] = {key: float(np.mean(x)) for key, x in values.items()} | {f"± {key}": float(np.std(x, ddof=1)) for key, x in values.items()}
+    return mean
+
+
 def as_markdown(table: Table) -> str:
-    """A table with one row a case; numbers with three digits."""
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    cells = ["" if math.isnan(row.get(column, math.nan)) else f"{row[column]:.3f}" for row in table.values() for column in columns]
+    """A table with one row a case; numbers with three digits, their spread over seeds behind them."""
+    columns = [name for name in dict.fromkeys(column for row in table.values() for column in row) if not name.startswith("± ")]
+
+    def cell(row: dict[str, float], name: str) -> str:
+        value, spread = row.get(name, math.nan), row.get(f"± {name}", math.nan)
+        return "" if math.isnan(value) else f"{value:.3f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}")
+
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    return "\n".join(lines + [f"| {name} | " + " | ".join(cells[i * len(columns) :][: len(columns)]) + " |" for i, name in enumerate(table)]) + "\n"
+    return "\n".join(lines + [f"| {name} | " + " | ".join(cell(row, column) for column in columns) + " |" for name, row in table.items()]) + "\n"

@@ -71,6 +71,25 @@ def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str] = (), col
     return figure
 
 
+def table_figure(table: dict[str, dict[str, float]]) -> "Figure":
+    """A table as bars, one panel a column, rows from above; with lines for the spread over seeds, where the table has it under "± " and the name."""
+    from matplotlib.figure import Figure
+
+    columns = [name for name in dict.fromkeys(column for row in table.values() for column in row) if not name.startswith("± ")]
+    figure = Figure(figsize=(2.6 + 1.7 * len(columns), 0.9 + 0.26 * len(table)), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(columns), sharey=True, squeeze=False)[0], columns):
+        there = [(i, row[column], row.get(f"± {column}", 0.0)) for i, row in enumerate(table.values()) if column in row]
+        places, values, spreads = zip(*there)
+        axes.barh(places, values, xerr=spreads if any(spreads) else None, color="#5b8db8", ecolor="#c26a00", height=0.7)
+        axes.set_title(column, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_yticks(range(len(table)), list(table))
+    axes.invert_yaxis()
+    return figure
+
+
 def show(content: "Figure | Sequence[np.ndarray]", titles: Sequence[str] = (), *, columns: int = 8, alt: str) -> None:
     """Shows a figure, or a grid of pictures, in a notebook, with `alt`: what a reader would miss who cannot see it. ValueError without."""
     from IPython.display import HTML, display

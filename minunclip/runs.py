@@ -46,9 +46,9 @@ class Run:
 
     @cached_property
     def world(self) -> World:
-        if self.data is None:
-            return build_world(self.preset, self.folder / "data", self.seed)
         tokenizer = None if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
+        if self.data is None:
+            return build_world(self.preset, self.folder / "data", self.seed, tokenizer)
         return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer)
 
     @cached_property

@@ -513,3 +513,38 @@ def test_works_under_autocast():
         assert loss.dtype == torch.float32
         x_0 = D.sample(D.make_denoiser(lambda x, t: layer(x), COSINE, "v"), COSINE, x_0, "dpm", 3)
     assert x_0.dtype == torch.float32 and x_0.isfinite().all()
+
+
+# ---- Analytic-DPM ----
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20])
+def test_analytic_variance_samples_a_gaussian_exactly_in_any_number_of_steps(steps):
+    """Every reverse step of Gaussian data is Gaussian, so with the right variance few steps are as good as many; the posterior's is too small."""
+    x_0 = MEAN + DEVIATION * gaussian(20_000, 2, seed=7)
+    errors = D.x_0_errors(perfect(COSINE), COSINE, x_0, steps)
+    drawn = D.sample_ancestral(perfect(COSINE), COSINE, gaussian(20_000, 2, seed=1), steps, D.SeededNoise(range(20_000)).like, errors=errors)
+    assert drawn.std() == pytest.approx(DEVIATION, rel=0.02)
+    plain = D.sample_ancestral(perfect(COSINE), COSINE, gaussian(20_000, 2, seed=1), steps, D.SeededNoise(range(20_000)).like)
+    assert plain.std() < drawn.std()
+
+
+def test_analytic_variance_is_that_of_the_source():
+    """Bao et al. 2022, eq. 7, which says it by Gamma, the mean square of the score, instead of by the error of x_0."""
+    steps, x_0 = 4, MEAN + DEVIATION * gaussian(200_000, 1, seed=7)
+    errors = D.x_0_errors(perfect(COSINE), COSINE, x_0, steps)
+    for index, _, abar, abar_next in D._descent(COSINE, steps):
+        if abar_next == 1 or abar < 1e-6:
+            continue
+        score = 1 / (abar * DEVIATION**2 + 1 - abar)  # mean square of the score of N(., abar s^2 + 1 - abar)
+        alpha, beta_n, beta_before = abar / abar_next, 1 - abar, 1 - abar_next
+        posterior_variance = beta_before / beta_n * (1 - alpha)
+        gap = math.sqrt(beta_n / alpha) - math.sqrt(beta_before - posterior_variance)
+        published = posterior_variance + gap**2 * (1 - beta_n * score)
+        share = (1 - alpha) * math.sqrt(abar_next) / beta_n
+        assert posterior_variance + share**2 * errors[index] == pytest.approx(published, rel=0.02)
+
+
+def test_as_many_errors_as_steps():
+    with pytest.raises(ValueError, match="3 errors for 5 steps"):
+        D.sample_ancestral(perfect(COSINE), COSINE, gaussian(1, 1), 5, errors=[0.1] * 3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minunclip.plots import picture_grid, show
+from minunclip.plots import picture_grid, show, table_figure
 
 
 @pytest.fixture
@@ -40,3 +40,11 @@ def test_a_figure_without_words_is_refused(shown):
     with pytest.raises(ValueError, match="alt text"):
         show([np.zeros((2, 2, 3), np.uint8)], alt=" ")
     assert not shown
+
+
+def test_a_table_as_bars_has_a_panel_a_column_and_shows_its_spread():
+    figure = table_figure({"a": {"x": 0.5, "± x": 0.1}, "b": {"x": 1.0, "± x": 0.2, "y": 3.0}})
+    first, second = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["x", "y"]
+    assert [bar.get_width() for bar in first.patches] == [0.5, 1.0] and [bar.get_width() for bar in second.patches] == [3.0]
+    assert len(first.collections) == 1 and not second.collections and [text.get_text() for text in first.get_yticklabels()] == ["a", "b"]

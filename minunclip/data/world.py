@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,11 +71,16 @@ def picture_sizes(preset: Preset) -> tuple[int, int, int, int, int]:
     return preset.clip.image_size, preset.decoder.image_size, preset.upsampler1.high_size, preset.upsampler2.low_size, preset.upsampler2.high_size
 
 
-def build_world(preset: Preset, folder: Path, seed: int = 0) -> World:
-    """Draws the training scenes of a preset under `folder`, or maps what an earlier call has drawn there."""
+def build_world(preset: Preset, folder: Path, seed: int = 0, tokenizer: Tokenizer | None = None) -> World:
+    """Draws the training scenes of a preset under `folder`, or maps what an earlier call has drawn there.
+
+    Without a `tokenizer` (that of the weights to start from) one is trained on the captions.
+    """
     config = preset.world
     sizes = picture_sizes(preset)
-    words = (preset.clip.vocabulary_size, preset.clip.context_length)
+    words: tuple[Any, ...] = (preset.clip.vocabulary_size, preset.clip.context_length)
+    if tokenizer is not None:
+        words += (tokenizer.merges,)
     key = hashlib.sha256(repr((asdict(config), sizes, words, seed)).encode() + _drawing_code()).hexdigest()[:12]
     home = folder / f"world-{key}"
     require_only(home)
@@ -85,7 +91,7 @@ def build_world(preset: Preset, folder: Path, seed: int = 0) -> World:
         rng = np.random.default_rng([seed, 9])
         scenes = [one for scene in scenes for one in (scene, twin(scene, rng))]  # scene i and its twin i + 1, i even
         texts = training_captions(scenes, seed)
-        tokenizer = Tokenizer.train((text for row in texts for text in row), preset.clip.vocabulary_size)
+        tokenizer = tokenizer or Tokenizer.train((text for row in texts for text in row), preset.clip.vocabulary_size)
         tokenizer.save(home / "tokenizer.json")
         tokens = tokenizer([text for row in texts for text in row], preset.clip.context_length)[0]
         arrays = {

@@ -5,7 +5,7 @@ noised CLIP image embedding; a last learned token reads them all, and its output
 the noise). There is no dot-product token as in the autoregressive prior: sample two z_i and keep the one with the higher z_i . z_t.
 
 Differs from the paper: embeddings are scaled by sqrt(d) (see `LatentScale`), samples are put back on the unit sphere where CLIP's embeddings
-lie, and sampling uses the samplers of this package in place of Analytic-DPM.
+lie, and sampling uses DPM-Solver++ by default; the paper's Analytic-DPM is there too.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minunclip.config import DiffusionPriorConfig
-from minunclip.diffusion import SamplerName, Schedule, SeededNoise, guided_network, make_denoiser, sample, training_loss
+from minunclip.diffusion import SamplerName, Schedule, SeededNoise, guided_network, make_denoiser, sample, training_loss, x_0_errors
 from minunclip.models.transformer import Transformer, timestep_embedding
 
 LATENT_CLIP = 5.0  # scaled embeddings have unit RMS: five standard deviations, where pixels would have [-1, 1]
@@ -184,12 +184,13 @@ def sample_prior(
     guidance: float = 1.0,
     candidates: int | None = None,
     sampler: SamplerName | None = None,
+    errors: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw `candidates` image embeddings a caption and keep the one that agrees best with z_t.
 
     Returns the best z_i (B, d), all of them (B, candidates, d), as CLIP gives them, and their z_i . z_t (B, candidates).
     `seeds`: one a caption; a caption's embeddings depend on its own seed, not on the batch it is in. `guidance` 1 is the conditional model.
-    Steps, sampler and candidates are those of the config unless given.
+    Steps, sampler and candidates are those of the config unless given. `errors` turn "ancestral" into the paper's Analytic-DPM: see `prior_errors`.
     """
     candidates = model.config.candidates if candidates is None else candidates
     batch, dim = text_embedding.shape
@@ -211,8 +212,19 @@ def sample_prior(
     )
     process = model.config.diffusion
     denoiser = make_denoiser(network, schedule, process.objective, clip=LATENT_CLIP)
-    z_i = sample(denoiser, schedule, noise(z_t), sampler or process.sampler, process.sampling_steps if steps is None else steps, noise)
+    z_i = sample(denoiser, schedule, noise(z_t), sampler or process.sampler, process.sampling_steps if steps is None else steps, noise, errors=errors)
     z_i = rearrange(model.from_latent(z_i), "(b c) d -> b c d", c=candidates)
     scores = (z_i * text_embedding[:, None]).sum(dim=-1)
     best = z_i[torch.arange(batch, device=z_i.device), scores.argmax(dim=1)]
     return best, z_i, scores
+
+
+@torch.no_grad()
+def prior_errors(
+    model: DiffusionPrior, schedule: Schedule, image_embedding: Tensor, encoded_text: Tensor, text_mask: Tensor, text_embedding: Tensor, steps: int
+) -> list[float]:
+    """How far the prior is from the truth at each of `steps` timesteps, on pairs (shapes as in `prior_loss`): what Analytic-DPM needs."""
+    denoiser = make_denoiser(
+        lambda x_t, t: model(x_t, t, encoded_text, text_mask, text_embedding), schedule, model.config.diffusion.objective, clip=LATENT_CLIP
+    )
+    return x_0_errors(denoiser, schedule, model.to_latent(image_embedding), steps)

@@ -1,0 +1,164 @@
+"""Experiments that train: both priors against the time that they are given (section 5.1), and what each choice is worth, taken back one at a time.
+
+The trainings are short, and stand on the frozen CLIP of the weights that they are given; a run that was stopped goes on when called again.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minunclip.config import CPU, DiffusionPriorConfig, TrainingConfig
+from minunclip.data.captions import compare, parse
+from minunclip.data.render import render
+from minunclip.data.world import HELD_OUT_SEED, to_tensor
+from minunclip.evaluation import accuracy, frechet_distance, held_out_captions
+from minunclip.experiments import Table
+from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale
+from minunclip.pipeline import UnCLIP
+from minunclip.runs import Run
+from minunclip.stages import prepare
+from minunclip.training import fit, read_log, save_model
+
+SCENES = 20_000  # training scenes: a third of the cpu preset's
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config)))
+
+
+def short_run(model: UnCLIP, folder: Path, seed: int, scenes: int = SCENES) -> Run:
+    """A run in `folder` for models of the same sizes as `model`'s, on its frozen CLIP and its tokenizer."""
+    configs = {stage.replace("-", "_"): network.config for stage, network in model.models.items() if stage in CPU.models}
+    preset = replace(CPU, world=replace(CPU.world, training_scenes=scenes, upsampler_scenes=64), **configs)
+    save_model(folder / "clip", model.models["clip"], _as_json(preset.clip))
+    model.tokenizer.save(folder / "tokenizer.json")
+    return Run(preset, folder, model.device, seed, init=folder)
+
+
+def _fit(run: Run, stage: str, name: str, change: Callable[[nn.Module], None] | None = None, stop_after: int | None = None) -> nn.Module:
+    """The moving average of a model of `stage` trained in the folder `name`, changed before the first step."""
+    settings, model, batch, loss, looks = prepare(stage, run)
+    if change is not None:
+        change(model)
+    looks.pop("sample", None)
+    return fit(model, batch, loss, settings, run.folder / name, name=stage, model_config=_as_json(model.config), seed=run.seed, stop_after=stop_after, **looks)
+
+
+def _with_steps(run: Run, stage: str, **settings: Any) -> Run:
+    return replace(run, preset=replace(run.preset, training=run.preset.training | {stage: replace(run.preset.training[stage], **settings)}))
+
+
+class Judge:
+    """How good priors and decoders are on the same held-out captions, always with the same seeds."""
+
+    def __init__(self, model: UnCLIP, count: int, seed: int):
+        self.model, self.seeds = model, range(count)
+        pairs = held_out_captions(count, HELD_OUT_SEED + seed)
+        self.texts, side = [text for _, text in pairs], model.models["clip"].config.image_size
+        self.z_i = model.embed(to_tensor(render([scene for scene, _ in pairs], side)))
+        self.text = model.read(self.texts)
+
+    def prior(self, stage: str, network: nn.Module) -> dict[str, float]:
+        """Cosine to the true z_i, Fréchet distance to the true ones, captions that the decoder's pictures get right, seconds an embedding."""
+        trial = UnCLIP({**self.model.models, stage: network.eval()}, self.model.tokenizer)
+        start = time.perf_counter()
+        z_i = trial.draw_embeddings(self.text, "diffusion" if stage == "prior" else "autoregressive", self.seeds)[0]
+        seconds = (time.perf_counter() - start) / len(self.seeds)
+        figures = {"cosine": float((z_i * self.z_i).sum(dim=1).mean()), "FID of z_i": frechet_distance(self.z_i, z_i)}
+        return figures | {"all_right": self._right(trial.decode(z_i, self.text, self.seeds))["all_right"], "seconds": seconds}
+
+    def decoder(self, network: nn.Module) -> dict[str, float]:
+        """Of pictures of the true z_i, with captions: what is right, and the Fréchet distance in CLIP's space."""
+        trial = UnCLIP({**self.model.models, "decoder": network.eval()}, self.model.tokenizer)
+        images = trial.decode(self.z_i, self.text, self.seeds)
+        right = self._right(images)
+        return {name: right[name] for name in ("shape", "colour", "all_right")} | {"FID": frechet_distance(self.z_i, trial.embed(images))}
+
+    def _right(self, images: torch.Tensor) -> dict[str, float]:
+        scenes = self.model.models["checker"].read(images)
+        return accuracy([compare(parse(text), scene) for text, scene in zip(self.texts, scenes)])
+
+
+def race(model: UnCLIP, folder: Path, count: int = 100, stops: Sequence[int] = (100, 200, 400, 800), scenes: int = SCENES, seed: int = 11) -> Table:
+    """Section 5.1: both priors, of the same width and depth, on the same captions, against the seconds that they have been trained for."""
+    judge, table = Judge(model, count, seed), {}
+    for stage, name in (("prior", "diffusion prior"), ("ar-prior", "AR prior")):
+        run = _with_steps(short_run(model, folder, seed, scenes), stage, steps=stops[-1], batch_size=128)
+        for stop in stops:
+            network = _fit(run, stage, f"race-{seed}-{stage}", stop_after=stop)
+            trained = read_log(run.folder / f"race-{seed}-{stage}" / "log.jsonl")[-1]["seconds"]
+            table[f"{name}, {stop} steps"] = {"training seconds": trained, **judge.prior(stage, network)}
+    return table
+
+
+def _scaled(by: float) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        assert isinstance(model, DiffusionPrior)
+        model.latent_scale = model.condition.latent_scale = LatentScale(by * model.latent_scale.factor)
+
+    return change
+
+
+def _unmasked(model: nn.Module) -> None:
+    """Every token sees every other, later ones too."""
+    assert isinstance(model, DiffusionPrior)
+    masked = model.transformer.forward
+    model.transformer.forward = lambda x, causal, key_mask=None, cache=None: masked(x, False, key_mask, cache)  # type: ignore[method-assign]
+
+
+def _objective(config: DiffusionPriorConfig, objective: str) -> DiffusionPriorConfig:
+    return replace(config, diffusion=replace(config.diffusion, objective=objective))  # type: ignore[arg-type]
+
+
+def prior_choices(model: UnCLIP, folder: Path, count: int = 100, steps: int = 400, scenes: int = SCENES, seed: int = 12) -> Table:
+    """What each choice of the diffusion prior is worth, at a third of its training steps and half of its batch."""
+    judge, table, run = Judge(model, count, seed), {}, _with_steps(short_run(model, folder, seed, scenes), "prior", steps=steps, batch_size=128)
+    cases: dict[str, tuple[Run, Callable[[nn.Module], None] | None]] = {
+        "as it is": (run, None),
+        "latent scale / 10": (run, _scaled(0.1)),
+        "latent scale x 10": (run, _scaled(10)),
+        "predicts epsilon": (replace(run, preset=replace(run.preset, prior=_objective(run.preset.prior, "epsilon"))), None),
+        "no causal mask": (run, _unmasked),
+        "no moving average": (_with_steps(run, "prior", ema_decay=0.0), None),
+    }
+    for k, (name, (changed, change)) in enumerate(cases.items()):
+        where = f"prior-choices-{seed}-{k}"
+        network = _fit(changed, "prior", where, change)
+        table[name] = {"training seconds": read_log(folder / where / "log.jsonl")[-1]["seconds"], **judge.prior("prior", network)}
+    return table
+
+
+def decoder_choices(
+    model: UnCLIP, folder: Path, count: int = 100, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
+) -> Table:
+    """What each choice of the decoder is worth, at half its width and a tenth of its training."""
+    judge, table, run = Judge(model, count, seed), {}, short_run(model, folder, seed, scenes)
+    own = replace(run.preset.decoder, unet=replace(run.preset.decoder.unet, width=width), embedding_drop=0.1, caption_drop=0.5)
+    short = settings or replace(run.preset.training["decoder"], steps=1000, batch_size=32, ema_decay=0.99)
+    cases: dict[str, tuple[Any, TrainingConfig]] = {
+        "as in the paper": (own, short),
+        "1 context token": (replace(own, context_tokens=1), short),
+        "8 context tokens": (replace(own, context_tokens=8), short),
+        "embedding dropped in 5 %": (replace(own, embedding_drop=0.05), short),
+        "embedding dropped in 30 %": (replace(own, embedding_drop=0.3), short),
+        "caption never shown": (replace(own, caption_drop=1.0), short),
+        "text transformer from scratch": (replace(own, text_start="scratch"), short),
+        "z_i not whitened": (replace(own, whiten=False), short),
+        "no moving average": (own, replace(short, ema_decay=0.0)),
+    }
+    for k, (name, (config, training)) in enumerate(cases.items()):
+        changed = replace(run, preset=replace(run.preset, decoder=config, training=run.preset.training | {"decoder": training}))
+        where = f"decoder-choices-{seed}-{k}"
+        network = _fit(changed, "decoder", where)
+        last = read_log(folder / where / "log.jsonl")[-1]
+        table[name] = {"training seconds": last["seconds"], "validation loss": last["validation_loss"], **judge.decoder(network)}
+    return table
+
+
+TRAININGS: dict[str, Callable[..., Table]] = {function.__name__.replace("_", "-"): function for function in (race, prior_choices, decoder_choices)}

@@ -1,0 +1,53 @@
+"""Short trainings on tiny models: that each case trains what it says, and that a stopped race goes on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minunclip import ablations
+from minunclip.config import TINY
+from minunclip.pipeline import UnCLIP
+from minunclip.training import read_log
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(tiny_weights):
+    return UnCLIP.from_pretrained(tiny_weights)
+
+
+def test_both_priors_race(model, tmp_path):
+    table = ablations.race(model, tmp_path, count=6, stops=(2, 4), scenes=64, seed=11)
+    assert list(table) == [f"{name}, {stop} steps" for name in ("diffusion prior", "AR prior") for stop in (2, 4)]
+    assert table["AR prior, 4 steps"]["training seconds"] > table["AR prior, 2 steps"]["training seconds"] > 0
+    assert [line["step"] for line in read_log(tmp_path / "race-11-prior" / "log.jsonl")] == [2, 4]
+    again = ablations.race(model, tmp_path, count=6, stops=(4,), scenes=64, seed=11)  # trained already
+    assert again["diffusion prior, 4 steps"]["cosine"] == table["diffusion prior, 4 steps"]["cosine"]
+
+
+def test_the_world_is_told_in_the_words_of_the_weights(model, tmp_path):
+    run = ablations.short_run(model, tmp_path, seed=3, scenes=64)
+    assert run.world.tokenizer.merges == model.tokenizer.merges and len(run.world) == 64
+
+
+def test_choices_of_the_prior_differ(model, tmp_path):
+    table = ablations.prior_choices(model, tmp_path, count=6, steps=3, scenes=64)
+    assert len({row["cosine"] for row in table.values()}) == len(table) == 6
+
+
+def test_an_unmasked_prior_sees_the_last_token_from_the_first(model):
+    prior = ablations.DiffusionPrior(model.models["prior"].config)
+    x = torch.randn(1, 5, 32, requires_grad=True)
+    for unmasked in (False, True):
+        if unmasked:
+            ablations._unmasked(prior)
+        (gradient,) = torch.autograd.grad(prior.transformer(x, causal=True)[:, 0].sum(), x)
+        assert (gradient[:, -1].abs().sum() > 0) == unmasked
+
+
+def test_choices_of_the_decoder_differ(model, tmp_path):
+    settings = replace(TINY.training["decoder"], steps=2)
+    table = ablations.decoder_choices(model, tmp_path, count=6, scenes=64, settings=settings, width=32)
+    assert len(table) == 9 and len({row["validation loss"] for row in table.values()}) >= 8  # "z_i not whitened": the tiny preset never does
