@@ -1,4 +1,5 @@
-"""Checks of the notebooks' exercises: `check("best_candidate", your_function)`.
+"""What the notebooks teach with: `check("best_candidate", your_function)` looks at an exercise, `slide` shows a slider over pictures, and `compare` two
+systems side by side, to be judged blindly.
 
 An exercise that is not begun (it raises NotImplementedError) is let off with a word; a wrong answer raises AssertionError and says why.
 """
@@ -9,9 +10,11 @@ from typing import Any
 
 import torch
 
+from minunclip.blind import compare as compare
 from minunclip.data.captions import describes
 from minunclip.data.scenes import sample_scenes
 from minunclip.diffusion import make_schedule
+from minunclip.plots import slide as slide
 
 
 def check(exercise: str, attempt: Callable[..., Any]) -> bool:

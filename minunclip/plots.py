@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from PIL import Image
 from minunclip.training import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FRAMES = 6  # of the base image as it forms
@@ -96,11 +97,48 @@ def show(content: "Figure | Sequence[np.ndarray]", titles: Sequence[str] = (), *
     from matplotlib.figure import Figure
     from matplotlib.pyplot import close
 
+    figure = content if isinstance(content, Figure) else picture_grid(content, titles, columns)
+    display(HTML(_image_tag(figure, alt)))
+    close(figure)  # else the notebook shows it a second time, without words
+
+
+def slide(draw: "Callable[[Axes, float], object]", *, alt: str, size: tuple[float, float] = (3, 3), columns: int = 6, **slider: Sequence[float]) -> None:
+    """A slider over `name=values`: `draw(axes, value)` draws the frame of each. All are drawn beforehand, so the slider needs no kernel and no model.
+
+    Above it stand all frames side by side, each `size` inches, for where no widget is shown. ValueError without `alt`, or unless one slider is given.
+    """
+    from IPython.display import display
+    from ipywidgets import HTML, SelectionSlider, Stack, VBox, jslink
+    from matplotlib.figure import Figure
+
+    if len(slider) != 1 or not (values := list(next(iter(slider.values())))):
+        raise ValueError(f"{len(slider)} sliders: give one, with its values, as in slide(draw, alt=..., guidance=[1, 2, 4])")
+    name = next(iter(slider)).replace("_", " ")
+    frames = []
+    for value in values:
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots(), value)
+        frames.append(HTML(_image_tag(figure, f"{alt} Here: {name} {value:g}.")))
+    columns = min(columns, len(values))
+    rows = -(-len(values) // columns)
+    whole = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    places = list(whole.subplots(rows, columns, squeeze=False).flat)
+    for axes, value in zip(places, values):
+        draw(axes, value)
+        axes.set_title(f"{name} {value:g}", fontsize=9)
+    for axes in places[len(values) :]:
+        axes.axis("off")
+    show(whole, alt=alt)
+    handle, stack = SelectionSlider(options=[(f"{value:g}", i) for i, value in enumerate(values)], description=name), Stack(frames, selected_index=0)
+    jslink((handle, "index"), (stack, "selected_index"))
+    display(VBox([handle, stack]))
+
+
+def _image_tag(figure: "Figure", alt: str) -> str:
+    """The figure as an HTML image that holds its own pixels. ValueError without words."""
     if not alt.strip():
         raise ValueError("a figure needs alt text: say in a sentence what it shows")
-    figure = content if isinstance(content, Figure) else picture_grid(content, titles, columns)
     buffer, small = io.BytesIO(), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90, facecolor="white")
     Image.open(buffer).convert("RGB").save(small, format="PNG", optimize=True)  # nothing is transparent: a sixth smaller without
-    close(figure)  # else the notebook shows it a second time, without words
-    display(HTML(f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}">'))
+    return f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}">'

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minunclip.plots import picture_grid, show, table_figure
+from minunclip.plots import picture_grid, show, slide, table_figure
 
 
 @pytest.fixture
 def shown(monkeypatch):
     """What a notebook would get to see."""
     found = []
-    monkeypatch.setattr("IPython.display.display", lambda output: found.append(output.data))
+    monkeypatch.setattr("IPython.display.display", lambda output: found.append(getattr(output, "data", output)))
     return found
 
 
@@ -48,3 +48,33 @@ def test_a_table_as_bars_has_a_panel_a_column_and_shows_its_spread():
     assert [axes.get_title() for axes in figure.axes] == ["x", "y"]
     assert [bar.get_width() for bar in first.patches] == [0.5, 1.0] and [bar.get_width() for bar in second.patches] == [3.0]
     assert len(first.collections) == 1 and not second.collections and [text.get_text() for text in first.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_slider_has_a_frame_for_each_value_and_a_figure_of_all(shown, monkeypatch):
+    drawn, links = [], []
+    monkeypatch.setattr("ipywidgets.jslink", lambda source, target: links.append((source, target)))
+
+    def draw(axes, value):
+        drawn.append(value)
+        axes.imshow(np.full((4, 4), value), vmin=0, vmax=1)
+
+    slide(draw, alt="a grey that darkens", size=(1, 1), columns=2, noise_level=[0, 0.5, 1])
+    markup, widget = shown
+    assert 'alt="a grey that darkens"' in markup and drawn == [0, 0.5, 1, 0, 0.5, 1]
+    figure = Image.open(io.BytesIO(base64.b64decode(markup.split("base64,")[1].split('"')[0])))
+    assert figure.size == (180, 180)  # two rows of two places of an inch
+    handle, stack = widget.children
+    assert handle.description == "noise level" and [label for label, _ in handle.options] == ["0", "0.5", "1"]
+    assert ['alt="a grey that darkens Here: noise level' in frame.value for frame in stack.children] == [True] * 3
+    colours = [Image.open(io.BytesIO(base64.b64decode(frame.value.split("base64,")[1].split('"')[0]))).getpixel((45, 50)) for frame in stack.children]
+    assert colours[0] != colours[1] != colours[2]
+    assert links == [((handle, "index"), (stack, "selected_index"))]  # in the browser: no kernel is asked
+
+
+def test_a_slider_without_words_or_with_two_names_is_refused(shown):
+    with pytest.raises(ValueError, match="alt text"):
+        slide(lambda axes, value: None, alt="", t=[1])
+    for sliders in ({}, {"t": []}, {"t": [1], "w": [2]}):
+        with pytest.raises(ValueError, match="give one"):
+            slide(lambda axes, value: None, alt="nothing at all", **sliders)
+    assert not shown
