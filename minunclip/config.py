@@ -88,6 +88,8 @@ class UNetConfig:
     head_channels: int
     patch_size: int = 1  # pixels a side folded into channels; the paper: 1. On a CPU a wide net on a coarse grid learns faster
     dropout: float = 0.0
+    # how a block is told the timestep. "scale_shift": of its second norm (ADM, the paper); "add": before that norm, as in Karlo's upsamplers
+    timestep: Literal["scale_shift", "add"] = "scale_shift"
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class DecoderConfig:
     text_start: Literal["scratch", "clip"] = "scratch"
     # the paper: no. Which of two things is the red one lies in directions of z_i that vary little; whitened, all directions count alike
     whiten: bool = False
+    context_width: int | None = None  # of the tokens that attention sees. None: the text's own; else it is projected and normed, as in Karlo
+    null_tokens: int = 0  # tokens that attention sees in the place of a dropped caption; Karlo: 2, those of an empty caption
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,11 @@ class UpsamplerConfig:
 
     low_size: int
     high_size: int
-    degradation: Literal["blur", "bsr"]
+    degradation: Literal["blur", "bsr", "none"]  # the paper: blur, then bsr; Karlo: none
     unet: UNetConfig
     diffusion: DiffusionConfig
+    clamp: bool = True  # the enlarged low resolution to [-1, 1]; Karlo lets it overshoot, as bicubic does
+    last_step: bool = False  # a second network for the last step of sampling, which Karlo tuned for sharpness
 
 
 @dataclass(frozen=True)

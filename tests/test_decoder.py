@@ -182,6 +182,19 @@ def test_dropping_drops_and_drops_only_where_asked(model, inputs):
         assert ((before - kept)[drop].abs().amax(dim=(1, 2, 3)) > 1e-3).all()
 
 
+@torch.no_grad()
+def test_a_dropped_caption_may_show_null_tokens_and_only_then(inputs):
+    model = awake(dataclasses.replace(CONFIG, null_tokens=2, context_width=24))
+    drop = torch.tensor([True, False, False, True])
+    condition = model.encode_condition(*told(inputs), drop_caption=drop)
+    assert condition.context.shape == (4, 8 + 2 + 4, 24)
+    torch.testing.assert_close(condition.context[:, 8:10], model.null_tokens.expand(4, 2, 24))
+    shown = torch.stack([drop, drop], dim=1)
+    assert torch.equal(condition.mask, torch.cat([inputs["mask"] & ~drop[:, None], shown, torch.ones(4, 4, dtype=torch.bool)], dim=1))
+    kept = {name: value[~drop] for name, value in inputs.items()}
+    torch.testing.assert_close(model(**inputs, drop_caption=drop)[~drop], model(**kept), atol=1e-5, rtol=1e-4)
+
+
 def test_null_vectors_are_learned(model, inputs):
     drop = torch.ones(4, dtype=torch.bool)
     model(**inputs, drop_embedding=drop, drop_caption=drop).square().mean().backward()

@@ -1,5 +1,6 @@
 """The diffusion prior: who sees whom, what may be dropped, and that it learns."""
 
+import dataclasses
 import math
 
 import pytest
@@ -110,6 +111,27 @@ def test_a_dropped_caption_leaves_only_the_noised_latent_and_the_timestep(model:
     assert torch.allclose(expected[~drop], model(x_t, timestep, text, mask, z_t)[~drop], atol=1e-6)
     for changed in (model(-x_t, timestep, text, mask, z_t, drop), model(x_t, timestep + 50, text, mask, z_t, drop)):
         assert not torch.allclose(changed[drop], expected[drop], atol=1e-3)
+
+
+def test_null_tokens_are_read_as_a_caption_of_that_many_tokens():
+    torch.manual_seed(0)
+    model = DiffusionPrior(dataclasses.replace(CONFIG, null_tokens=2))
+    (text, mask, z_t), (x_t, timestep) = captions(), noised()
+    condition = model.condition
+    with torch.no_grad():  # the null tokens are set to what the first caption's two tokens and its z_t are projected to
+        condition.null_text.copy_(condition.text(text[0, :2]))
+        condition.null_embedding.copy_(condition.embedding(condition.latent_scale.scale(z_t[0])))
+    first = [value[:1].expand(3, *value.shape[1:]) for value in (text, torch.arange(CONTEXT)[None] < 2, z_t)]
+    assert torch.allclose(model(x_t, timestep, text, mask, z_t, torch.ones(3, dtype=torch.bool)), model(x_t, timestep, *first), atol=1e-6)
+
+
+def test_a_standardised_latent_has_no_mean_and_unit_spread():
+    embeddings = 3 + 2 * torch.randn(500, DIM, generator=torch.Generator().manual_seed(0))
+    model = DiffusionPrior(dataclasses.replace(CONFIG, latent="standardised"))
+    model.prepare_from(embeddings)
+    latent = model.to_latent(embeddings)
+    assert latent.mean(dim=0).abs().max() < 1e-5 and torch.allclose(latent.std(dim=0), torch.ones(DIM), atol=1e-5)
+    assert torch.allclose(model.from_latent(latent), embeddings, atol=1e-5)
 
 
 def test_an_empty_caption_is_finite(model: DiffusionPrior):

@@ -90,6 +90,13 @@ def test_scale_and_shift_are_those_of_the_embedding():
     torch.testing.assert_close(block(x, embedding), block.skip(x) + block.conv2(F.silu(h)))
 
 
+def test_the_timestep_may_be_added_before_the_second_norm():
+    block = awake(ResidualBlock(16, 24, 32, 0.0, timestep="add"))
+    x, embedding = torch.randn(3, 16, 8, 8), torch.randn(3, 32)
+    h = block.norm2(block.conv1(F.silu(block.norm1(x))) + block.to_shift(embedding)[:, :, None, None])
+    torch.testing.assert_close(block(x, embedding), block.skip(x) + block.conv2(F.silu(h)))
+
+
 @pytest.mark.parametrize("channels, groups", [(8, 1), (16, 2), (48, 6), (96, 12), (288, 32), (320, 32), (1536, 32)])
 def test_group_count(channels, groups):
     assert group_norm(channels).num_groups == groups

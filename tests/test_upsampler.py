@@ -16,6 +16,7 @@ from minunclip.models import upsampler
 from minunclip.models.upsampler import (
     Upsampler,
     blur,
+    degrade,
     degrade_blur,
     degrade_bsr,
     gaussian_kernels,
@@ -241,3 +242,14 @@ def test_it_learns_to_sharpen_one_image():
         optimizer.step()
     drawn = sample_upsampler(model.eval(), SCHEDULE, low, seeds=[0], steps=8)
     assert F.mse_loss(drawn, high) < 0.2 * F.mse_loss(resize(low, (32, 32)), high)
+
+
+@torch.no_grad()
+def test_the_last_step_may_have_a_network_of_its_own_and_see_bicubics_overshoot():
+    config = dataclasses.replace(FIRST, last_step=True, clamp=False, degradation="none")
+    model, low, x_t = awake(config), smooth(2, 16).sign(), torch.randn(2, 3, 32, 32)
+    seen = torch.nn.functional.interpolate(low, size=(32, 32), mode="bicubic", antialias=True, align_corners=False)
+    assert seen.abs().max() > 1 and degrade(config, low, generator()) is low
+    for network, timestep in ((model, torch.tensor([0, 5])), (model.last, torch.zeros(2, dtype=torch.int64))):
+        expected = network.unet(torch.cat([x_t, seen], dim=1), network.timestep_mlp(timestep))
+        torch.testing.assert_close(model(x_t, timestep, low), expected)

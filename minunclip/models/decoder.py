@@ -5,7 +5,7 @@ into four tokens that follow the caption's, which the U-Net's attention sees. Th
 own, as in GLIDE (Nichol et al. 2021), whose last output is added to the timestep embedding too.
 
 Different from the paper: padding is hidden by a mask (GLIDE learns a padding embedding), and a dropped caption is one of which attention
-sees nothing (GLIDE encodes an empty one). Two fields of the config help where training is short: `whiten` and `text_start`.
+sees nothing, or `null_tokens` (GLIDE encodes an empty one). Two fields of the config help where training is short: `whiten` and `text_start`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,7 +31,7 @@ class Condition(NamedTuple):
     """All that the U-Net is told besides x_t and the timestep; computed once, used at every step of sampling."""
 
     vector: Tensor  # (B, 4 * unet width), added to the timestep embedding
-    context: Tensor  # (B, context_length + 4, text width): the caption's tokens, then the image embedding's
+    context: Tensor  # (B, context_length + 4, context width): the caption's tokens, those of no caption, if any, then the image embedding's
     mask: Tensor  # (B, context_length + 4), True where attention may look
 
 
@@ -88,13 +88,18 @@ class Decoder(nn.Module):
         self.whitener = Whitener(config.embedding_dim) if config.whiten else nn.Identity()
         self.timestep_mlp = TimestepMLP(config.unet.width)
         self.embedding_to_vector = nn.Linear(config.embedding_dim, embedding_width)
-        self.embedding_to_tokens = nn.Linear(config.embedding_dim, config.context_tokens * text_width)
+        context_width = text_width if config.context_width is None else config.context_width
+        projected = config.context_width is not None
+        self.text_to_context = nn.Sequential(nn.Linear(text_width, context_width), nn.LayerNorm(context_width)) if projected else nn.Identity()
+        self.embedding_to_tokens = nn.Linear(config.embedding_dim, config.context_tokens * context_width)
         self.caption_to_vector = nn.Linear(text_width, embedding_width)
         self.null_embedding = nn.Parameter(torch.zeros(config.embedding_dim))
         self.null_caption = nn.Parameter(torch.zeros(text_width))
+        if config.null_tokens:
+            self.null_tokens = nn.Parameter(torch.zeros(config.null_tokens, context_width))
 
         channels_out = 6 if config.diffusion.learned_variance else 3
-        self.unet = UNet(config.unet, config.image_size, 3, channels_out, embedding_width, context_width=text_width)
+        self.unet = UNet(config.unet, config.image_size, 3, channels_out, embedding_width, context_width=context_width)
 
     @torch.no_grad()
     def prepare_from(self, clip: CLIP, embeddings: Tensor) -> None:
@@ -133,10 +138,13 @@ class Decoder(nn.Module):
         text = self.text_norm(self.text_transformer(text, causal=causal, key_mask=None if causal else mask))
         end = mask.sum(dim=1) - 1
         caption = text[torch.arange(len(text), device=text.device), end]  # the output at the end token stands for the whole caption
-        text_mask = mask
+        context, text_mask = self.text_to_context(text), mask
         if drop_caption is not None:
             caption = torch.where(drop_caption[:, None], self.null_caption.to(caption.dtype), caption)
             text_mask = mask & ~drop_caption[:, None]
+            if self.config.null_tokens:
+                context = torch.cat([context, repeat(self.null_tokens, "n c -> b n c", b=len(text)).to(context.dtype)], dim=1)
+                text_mask = torch.cat([text_mask, repeat(drop_caption, "b -> b n", n=self.config.null_tokens)], dim=1)
         image_embedding = self.whitener(image_embedding)
         if drop_embedding is not None:
             image_embedding = torch.where(drop_embedding[:, None], self.null_embedding.to(image_embedding.dtype), image_embedding)
@@ -144,7 +152,7 @@ class Decoder(nn.Module):
         image_tokens = rearrange(self.embedding_to_tokens(image_embedding), "b (tokens c) -> b tokens c", tokens=self.config.context_tokens)
         return Condition(
             vector,
-            torch.cat([text.to(image_tokens.dtype), image_tokens], dim=1),
+            torch.cat([context.to(image_tokens.dtype), image_tokens], dim=1),
             F.pad(text_mask, (0, self.config.context_tokens), value=True),
         )
 

@@ -30,7 +30,7 @@ class TimestepMLP(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
     def forward(self, timestep: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(timestep, self.width))
+        return self.mlp(timestep_embedding(timestep, self.width).to(next(self.parameters()).dtype))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -57,12 +57,23 @@ def resample(x: Tensor, direction: Resample | None) -> Tensor:
 class ResidualBlock(nn.Module):
     """x + conv(silu(modulated norm(conv(silu(norm(x)))))), both branches resampled alike between the first norm and the first conv."""
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_width: int, dropout: float, direction: Resample | None = None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_width: int,
+        dropout: float,
+        direction: Resample | None = None,
+        timestep: Literal["scale_shift", "add"] = "scale_shift",
+    ):
         super().__init__()
-        self.direction = direction
+        self.direction, self.timestep = direction, timestep
         self.norm1 = group_norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.to_scale_shift = nn.Linear(embedding_width, 2 * out_channels)
+        if timestep == "scale_shift":
+            self.to_scale_shift = nn.Linear(embedding_width, 2 * out_channels)
+        else:
+            self.to_shift = nn.Linear(embedding_width, out_channels)
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -71,9 +82,12 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, in_channels, H, W) and an activated embedding (B, E) to (B, out_channels, H', W')."""
         h = self.conv1(resample(F.silu(self.norm1(x)), self.direction))
-        scale, shift = rearrange(self.to_scale_shift(embedding), "b (two c) -> two b c 1 1", two=2)
-        # AdaGN(h) = norm(h) (1 + scale) + shift
-        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        if self.timestep == "scale_shift":
+            scale, shift = rearrange(self.to_scale_shift(embedding), "b (two c) -> two b c 1 1", two=2)
+            # AdaGN(h) = norm(h) (1 + scale) + shift
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h + rearrange(self.to_shift(embedding), "b c -> b c 1 1"))
         return self.skip(resample(x, self.direction)) + self.conv2(self.dropout(F.silu(h)))
 
 
@@ -144,7 +158,7 @@ class UNet(nn.Module):
             raise ValueError(f"attention_at {config.attention_at} names a grid that is not among {grids}: change it, or image_size or patch_size")
 
         def stage(inputs: int, outputs: int, attend: bool = False, direction: Resample | None = None) -> Stage:
-            block = ResidualBlock(inputs, outputs, embedding_width, config.dropout, direction)
+            block = ResidualBlock(inputs, outputs, embedding_width, config.dropout, direction, config.timestep)
             return Stage(block, ContextAttention(outputs, config.head_channels, context_width) if attend else None)
 
         widths = [config.width * multiplier for multiplier in config.multipliers]

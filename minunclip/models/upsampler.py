@@ -11,6 +11,7 @@ Different from the paper: the BSR degradation is a short, mild one (no sensor no
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,11 +25,12 @@ from minunclip.diffusion import OnStep, SamplerName, Schedule, SeededNoise, make
 from minunclip.models.unet import TimestepMLP, UNet
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(images: Tensor, size: tuple[int, int], clamp: bool = True) -> Tensor:
     """Bicubic with antialiasing: the one resize of training and sampling alike. (B, C, H, W) to (B, C, *size); clamped, as bicubic overshoots."""
     if images.shape[2:] == size:
         return images
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+    images = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return images.clamp(-1, 1) if clamp else images
 
 
 class Upsampler(nn.Module):
@@ -44,10 +46,13 @@ class Upsampler(nn.Module):
         self.timestep_mlp = TimestepMLP(config.unet.width)
         channels_out = 6 if config.diffusion.learned_variance else 3
         self.unet = UNet(config.unet, None, 3 + 3, channels_out, 4 * config.unet.width)
+        self.last = Upsampler(replace(config, last_step=False)) if config.last_step else None
 
     def forward(self, x_t: Tensor, timestep: Tensor, low_resolution: Tensor) -> Tensor:
         """x_t (B, 3, H, W), timestep (B,), low_resolution (B, 3, h, w) in [-1, 1] of any size, to (B, 3 or 6, H, W)."""
-        seen = resize(low_resolution, (x_t.shape[2], x_t.shape[3]))
+        if self.last is not None and not timestep.any():  # sampling ends at timestep 0
+            return self.last(x_t, timestep, low_resolution)
+        seen = resize(low_resolution, (x_t.shape[2], x_t.shape[3]), self.config.clamp)
         return self.unet(torch.cat([x_t, seen.to(x_t.dtype)], dim=1), self.timestep_mlp(timestep))
 
 
@@ -87,6 +92,8 @@ def training_pair(config: UpsamplerConfig, high: Tensor, low: Tensor, generator:
 
 def degrade(config: UpsamplerConfig, images: Tensor, generator: torch.Generator) -> Tensor:
     """The degradation that this upsampler is trained with."""
+    if config.degradation == "none":
+        return images
     return degrade_blur(images) if config.degradation == "blur" else degrade_bsr(images, generator)
 
 
@@ -166,7 +173,7 @@ def degrade_bsr(images: Tensor, generator: torch.Generator) -> Tensor:
 def upsampler_loss(model: Upsampler, schedule: Schedule, x_0: Tensor, low_resolution: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
     """The loss (B,) of each image x_0 (B, 3, H, W), given its low resolution, already corrupted: see `training_pair`."""
     config = model.config.diffusion
-    seen = resize(low_resolution, (x_0.shape[2], x_0.shape[3]))
+    seen = resize(low_resolution, (x_0.shape[2], x_0.shape[3]), model.config.clamp)
     return training_loss(schedule, config.objective, config.learned_variance, lambda x_t, t: model(x_t, t, seen), x_0, timestep, noise)
 
 
@@ -190,7 +197,7 @@ def sample_upsampler(
     config, process = model.config, model.config.diffusion
     scale = config.high_size // config.low_size
     size = (scale * low_resolution.shape[2], scale * low_resolution.shape[3])
-    seen = resize(degrade_blur(low_resolution) if config.degradation == "blur" else low_resolution, size)
+    seen = resize(degrade_blur(low_resolution) if config.degradation == "blur" else low_resolution, size, config.clamp)
     noise = SeededNoise(seeds)
     denoiser = make_denoiser(lambda x_t, t: model(x_t, t, seen), schedule, process.objective, process.learned_variance)
     x_T = noise((3, *size)).to(low_resolution)
