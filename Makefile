@@ -20,8 +20,8 @@ test: .venv/ready
 	TQDM_DISABLE=1 $(BIN)/pytest -q --nbval-lax --nbval-cell-timeout=600 tests notebooks
 
 test-interop: .venv/ready
-	$(BIN)/pip install -q "transformers>=5" "diffusers>=0.35"
-	$(BIN)/pytest -q tests/test_interop.py tests/test_karlo.py
+	$(BIN)/pip install -q "transformers>=5" "diffusers>=0.35" onnx onnxruntime
+	$(BIN)/pytest -q tests/test_interop.py tests/test_karlo.py tests/test_export.py
 
 weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu

@@ -35,6 +35,7 @@ from minunclip.distributed import first_one_then_all
 from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
 from minunclip.experiments import EXPERIMENTS, as_markdown, over_seeds
+from minunclip.export import export_onnx
 from minunclip.loading import MODELS
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
@@ -298,6 +299,14 @@ def pack(run: str, weights: str) -> None:
     pack_run(Path(run), Path(weights))
 
 
+def export(onnx: str, weights: str = str(WEIGHTS)) -> None:
+    """Write the chain as ONNX files with a manifest, for programs without PyTorch, and compare each file with PyTorch by onnxruntime."""
+    require_folder("onnx", onnx)
+    for name, difference in export_onnx(UnCLIP.from_pretrained(weights), Path(onnx)).items():
+        path = Path(onnx) / name
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by {difference:.1e} at most")
+
+
 def parameter_counts(preset: str) -> dict[str, int]:
     """Parameters of every model of a preset, by stage; on the meta device, which holds no numbers, so even `paper` fits."""
     with torch.device("meta"):
@@ -367,6 +376,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data emoji": emoji,
     "info": info,
     "pack": pack,
+    "export": export,
 }
 POSITIONAL = {
     "train": ("stage",),

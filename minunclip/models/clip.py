@@ -89,7 +89,7 @@ class CLIP(nn.Module):
         x = self.token_embedding(tokens) + self.text_positions[:length]
         encoded = self.text_final_norm(self.text_transformer(x, causal=True))
         end = mask.sum(dim=1) - 1
-        at_end = encoded[torch.arange(len(tokens), device=tokens.device), end]
+        at_end = encoded[torch.arange(tokens.shape[0], device=tokens.device), end]
         return encoded, self._embedding(self.text_projection(at_end))
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:

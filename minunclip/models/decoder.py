@@ -137,7 +137,7 @@ class Decoder(nn.Module):
         causal = self.config.text_start == "clip"  # padding comes last: causality alone hides it
         text = self.text_norm(self.text_transformer(text, causal=causal, key_mask=None if causal else mask))
         end = mask.sum(dim=1) - 1
-        caption = text[torch.arange(len(text), device=text.device), end]  # the output at the end token stands for the whole caption
+        caption = text[torch.arange(tokens.shape[0], device=text.device), end]  # the output at the end token stands for the whole caption
         context, text_mask = self.text_to_context(text), mask
         if drop_caption is not None:
             caption = torch.where(drop_caption[:, None], self.null_caption.to(caption.dtype), caption)

@@ -67,7 +67,7 @@ class Attention(nn.Module):
             # query i stands at position keys - queries + i and sees every key up to itself
             below = torch.ones(queries, keys, dtype=torch.bool, device=x.device).tril(keys - queries)
             mask = below if mask is None else mask & below
-        y = attend(q, k, v, mask, causal=causal and mask is None and queries > 1)
+        y = attend(q, k, v, mask, causal=causal and past is None and mask is None)
         return self.to_out(rearrange(y, "b h n d -> b n (h d)")), (k, v)
 
 
