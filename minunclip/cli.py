@@ -26,8 +26,9 @@ from minunclip.budget import memory
 from minunclip.config import BASELINES, PRESETS, STAGES
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
+from minunclip.data.collection import refusal
 from minunclip.data.emoji import build_emoji
-from minunclip.data.files import check_folder, read_lines, read_square
+from minunclip.data.files import Crop, check_folder, read_lines, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import to_tensor, to_uint8
@@ -72,6 +73,7 @@ def train(
     learning_rate: float | None = None,
     precision: Literal["fp32", "bf16", "fp16"] | None = None,
     data: str | None = None,
+    crop: Crop = "centre",
     init: str | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -79,7 +81,7 @@ def train(
 
     `data`: a folder of your own pictures with captions (minunclip/data/files.py says how they are found), in place of the captioned world; the
     checker, which reads that world, is then no part of "all". "emoji" stands for the system's, which are drawn into the folder of the run.
-    `init`: a folder of weights to start from, such as data/weights.
+    `crop`: which square of each is learned from. `init`: a folder of weights to start from, such as data/weights.
     With --dry_run (or --dry-run) settings, parameters and the memory that a step needs, an estimate, are printed, and nothing is done.
     """
     if data is not None and stage == "checker":
@@ -93,8 +95,8 @@ def train(
         with first_one_then_all():
             if not dry_run and not (folder / "emoji").is_dir():
                 build_emoji(folder / "emoji")
-    folders = [None if path is None else Path(path) for path in (data, init)]
-    run = Run(preset_named(preset), folder, started, seed, *folders)
+    own, start = (None if path is None else Path(path) for path in (data, init))
+    run = Run(preset_named(preset), folder, started, seed, own, start, crop)
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "precision": precision}
     counts, costs = (parameter_counts(preset), costs_of(run.preset)) if dry_run else ({}, {})
     everything = [name for name in STAGES if data is None or name != "checker"]
@@ -345,7 +347,7 @@ def check(folder: str, out: str | None = None) -> None:
     if out is not None:
         require_picture_name(out)
     found = check_folder(Path(folder), tqdm)
-    print(f"{len(found.pictures)} pictures can be used, {len(found.skipped)} are skipped ({found.reasons() or 'none'})")
+    print(f"{len(found.pictures)} pictures can be used, {len(found.skipped)} are skipped ({found.reasons()})")
     for name, reason in found.skipped:
         print(f"  {name}: {reason}")
     lengths = sorted(len(text.split()) for picture in found.pictures for text in picture.captions)
@@ -354,9 +356,11 @@ def check(folder: str, out: str | None = None) -> None:
     for low in range(0, max(lengths, default=-1) + 1, 5):
         count = sum(low <= length < low + 5 for length in lengths)
         print(f"  {low:3} to {low + 4:3} words: {count:6} {'#' * round(40 * count / len(lengths))}")
+    if problem := refusal(found, len(found.pictures)):
+        print(f"a training would stop: {problem}")
     if out is not None and found.pictures:
         shown = found.pictures[:: max(1, len(found.pictures) // 32)][:32]
-        save_picture(Path(out), tile(np.stack([np.asarray(read_square(path).resize((128, 128))) for path, *_ in shown])), {"folder": folder})
+        save_picture(Path(out), tile(np.stack([np.asarray(read_square(picture.content()).resize((128, 128))) for picture in shown])), {"folder": folder})
 
 
 def emoji(out: str = "emoji", font: str | None = None) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minunclip.config import BASELINES, PRESETS, STAGES, Preset
-from minunclip.data.files import build_collection
+from minunclip.data.collection import build_collection
+from minunclip.data.files import Crop
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes, twin
 from minunclip.data.tokenizer import Tokenizer
@@ -43,13 +44,14 @@ class Run:
     seed: int = 0
     data: Path | None = None  # a folder of your own pictures; without it, the captioned world
     init: Path | None = None  # a folder of weights to start from
+    crop: Crop = "centre"  # which square of a picture of your own
 
     @cached_property
     def world(self) -> World:
         tokenizer = None if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
         if self.data is None:
             return build_world(self.preset, self.folder / "data", self.seed, tokenizer)
-        return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer)
+        return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer, self.crop)
 
     @cached_property
     def clip(self) -> CLIP:
@@ -96,14 +98,26 @@ class Run:
         }
         return {"tokens": tokens.to(self.device), **{name: to_tensor(array).to(self.device) for name, array in pictures.items()}}
 
-    def draw(self, step: int, size: int, stage: str) -> tuple[np.ndarray, np.random.Generator]:
-        """Which examples step `step` of a stage sees: a function of seed, stage and step alone."""
-        rng = np.random.default_rng([self.seed, (STAGES + BASELINES).index(stage), step])
-        return np.sort(rng.integers(len(self.world), size=size)), rng
+    def draw(self, step: int, size: int, stage: str, count: int | None = None) -> tuple[np.ndarray, np.random.Generator]:
+        """Which examples, of the first `count`, step `step` of a stage sees: a function of seed, stage and step alone, so that a run can be resumed.
+
+        From the captioned world they are drawn at random. Your own pictures are shuffled in each epoch anew, and shown once in it.
+        """
+        key, count = (self.seed, (STAGES + BASELINES).index(stage)), count or len(self.world)
+        rng = np.random.default_rng([*key, step])
+        if self.world.held is None:
+            return np.sort(rng.integers(count, size=size)), rng
+        epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), count)
+        return np.sort(np.concatenate([_shuffled(count, *key, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])), rng
 
     def captions(self, index: np.ndarray, rng: np.random.Generator) -> Tensor:
         """One caption of a random level for each scene, (B, L) padded."""
         return torch.from_numpy(self.world.captions[index, rng.integers(self.world.captions.shape[1], size=len(index))].astype(np.int64))
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, stage: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, stage, epoch, 11]).permutation(count)
 
 
 def flip(shape: int, chance: float, device: torch.device) -> Tensor:

@@ -208,8 +208,8 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
         return {"images": target, "low": low}
 
     def batch(step: int) -> Batch:
-        rng = np.random.default_rng([run.seed, STAGES.index(stage), step])
-        return pairs(rng.integers(last[0], size=settings.batch_size), int(rng.integers(2**31)))
+        index, rng = run.draw(step, settings.batch_size, stage, int(last[0]))
+        return pairs(index, int(rng.integers(2**31)))
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, Upsampler)

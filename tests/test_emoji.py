@@ -10,8 +10,8 @@ from PIL import Image
 from minunclip.cli import main
 from minunclip.config import TINY
 from minunclip.data import emoji as module
+from minunclip.data.collection import build_collection
 from minunclip.data.emoji import FONTS, base_emoji, build_emoji, draw_emoji, find_font, read_keywords
-from minunclip.data.files import build_collection
 
 FONT = next((name for name in FONTS if Path(name).is_file()), None)
 needs_font = pytest.mark.skipif(FONT is None, reason="no colour emoji font on this machine")

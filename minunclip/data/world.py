@@ -122,7 +122,7 @@ def require_only(home: Path) -> None:
 
 
 def load_world(home: Path) -> World:
-    """Maps the arrays of a folder that `build_world` or `files.build_collection` has filled."""
+    """Maps the arrays of a folder that `build_world` or `collection.build_collection` has filled."""
     arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in ("pictures", "small", "captions", "middle", "parts", "parts_small")}
     held = {path.stem.removeprefix("held-"): np.load(path, mmap_mode="r") for path in home.glob("held-*.npy")}
     return World(folder=home, **arrays, tokenizer=Tokenizer.load(home / "tokenizer.json"), held=held or None)

@@ -1,0 +1,224 @@
+"""Tar shards, whole and broken, and what a training sees of them: every picture once an epoch, on one process or two, also after a stop."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minunclip.config import TINY
+from minunclip.data.collection import build_collection
+from minunclip.data.files import check_folder, list_folder, read_pictures
+from minunclip.runs import Run
+
+Members = list[tuple[str, bytes]]
+
+
+def picture(number: int, kind: str = "PNG") -> bytes:
+    """A picture of one colour, which is its number; of noise where `kind` is JPEG, so that half of it is not enough."""
+    content = io.BytesIO()
+    image = Image.new("RGB", (40, 30), (number, 255 - number, 77)) if kind == "PNG" else Image.effect_noise((40, 30), 90).convert("RGB")
+    image.save(content, kind)
+    return content.getvalue()
+
+
+def sample(number: int) -> Members:
+    """As img2dataset writes it."""
+    key, text = f"{number:09}", f"picture {number}"
+    return [(f"{key}.png", picture(number)), (f"{key}.txt", text.encode()), (f"{key}.json", json.dumps({"caption": text, "key": key}).encode())]
+
+
+def write_shard(path: Path, members: Members) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three shards of ten pictures each, with the files that img2dataset leaves beside them."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for k in range(3):
+        write_shard(folder / f"{k:05}.tar", [member for number in range(10 * k, 10 * k + 10) for member in sample(number)])
+        (folder / f"{k:05}_stats.json").write_text("{}")
+    return folder
+
+
+def numbers(pictures: np.ndarray) -> list[int]:
+    return pictures[:, 0, 0, 0].tolist()
+
+
+def test_shards_give_what_the_same_files_in_a_folder_give(shards: Path, tmp_path: Path) -> None:
+    loose = tmp_path / "loose"
+    for path in sorted(shards.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            tar.extractall(loose / path.name, filter="data")
+    ours, theirs = (build_collection(TINY, folder, tmp_path / folder.name / "data") for folder in (shards, loose))
+    for name in ("pictures", "small", "captions", "middle", "parts", "parts_small"):
+        assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+    assert ours.held is not None and sorted(numbers(ours.pictures) + numbers(ours.held["pictures"])) == list(range(30))
+
+
+def test_shards_are_those_of_the_webdataset_package(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(str(tmp_path / "%05d.tar"), maxcount=4, verbose=0) as writer:
+        for number in range(10):
+            writer.write({"__key__": f"{number:09}", "png": picture(number), "txt": f"picture {number}", "json": {"caption": "not this one"}})
+    urls = [str(path) for path in sorted(tmp_path.glob("*.tar"))]
+    theirs = [(row["__key__"], row["txt"].decode(), row["png"]) for row in webdataset.WebDataset(urls, shardshuffle=False)]
+    ours = [(Path(found.name).stem, found.captions[0], found.content()) for found in list_folder(tmp_path).pictures]
+    assert len(urls) == 3 and ours == theirs
+
+
+def test_every_fault_of_a_shard_has_its_reason_and_costs_no_more_than_itself(shards: Path, tmp_path: Path) -> None:
+    members = sample(100) + [
+        ("/etc/absolute.png", picture(1)),
+        ("../outside.png", picture(1)),
+        ("a/../../outside.txt", b"out"),
+        ("000000100.png", picture(2)),
+        ("empty.png", b""),
+        ("empty.txt", b"nothing to see"),
+        ("half.jpg", picture(3, "JPEG")[:400]),
+        ("half.json", b'{"caption": "half of it"}'),
+        ("words.webp", b"only words"),
+        ("words.txt", b"words"),
+        ("latin.png", picture(4)),
+        ("latin.txt", "café".encode("latin-1")),
+        ("silent.png", picture(5)),
+        ("null.png", picture(6)),
+        ("null.json", b'{"caption": null}'),
+        ("odd.png", picture(7)),
+        ("odd.json", b"[1, 2"),
+    ]
+    write_shard(shards / "00003.tar", members)
+    with tarfile.open(shards / "00003.tar", "a") as tar:
+        for name, kind in (("link.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE), ("folder", tarfile.DIRTYPE), ("pipe.png", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+    (shards / "00004.tar").write_bytes(b"")
+    (shards / "00005.tar").write_bytes(os.urandom(5000))
+    (tmp_path / "elsewhere.tar").write_bytes((shards / "00000.tar").read_bytes())
+    (shards / "00006.tar").symlink_to(tmp_path / "elsewhere.tar")
+    before = sorted(tmp_path.rglob("*"))
+    found = check_folder(shards)
+    assert dict(found.skipped) == {
+        "00003.tar//etc/absolute.png": "outside the folder",
+        "00003.tar/../outside.png": "outside the folder",
+        "00003.tar/a/../../outside.txt": "outside the folder",
+        "00003.tar/000000100.png": "named twice",
+        "00003.tar/empty.png": "empty",
+        "00003.tar/half.jpg": "broken",
+        "00003.tar/words.webp": "no picture",
+        "00003.tar/latin.png": "with a caption that is not UTF-8",
+        "00003.tar/silent.png": "without a caption",
+        "00003.tar/null.png": "without a caption",
+        "00003.tar/odd.png": "without a caption",
+        "00003.tar/link.png": "no plain file",
+        "00003.tar/hard.png": "no plain file",
+        "00003.tar/pipe.png": "no plain file",
+        "00004.tar": "empty",
+        "00005.tar": "no tar archive",
+        "00006.tar": "outside the folder",
+    }
+    assert len(found.pictures) == 31 and sorted(tmp_path.rglob("*")) == before  # nothing was unpacked
+
+
+def test_of_a_shard_cut_anywhere_all_before_the_cut_is_used(shards: Path) -> None:
+    path = shards / "00001.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        ends = {member.name: member.offset_data + member.size for member in tar}
+    for cut in [len(whole) // 2, *(ends[f"{n:09}.png"] + extra for n in (12, 17) for extra in (-3, 0, 700))]:
+        path.write_bytes(whole[:cut])
+        found = list_folder(shards)
+        used = [picture.name for picture in found.pictures if picture.name.startswith("00001")]
+        expected = [n for n in range(10, 20) if max(ends[f"{n:09}.png"], ends[f"{n:09}.txt"]) <= cut]
+        assert used == [f"00001.tar/{n:09}.png" for n in expected]
+        assert ("00001.tar", "damaged or cut short") in found.skipped and len(found.pictures) == 20 + len(used)
+    start = ends["000000014.json"] // 512 * 512 + 512  # the header of number 15
+    path.write_bytes(whole[:start] + os.urandom(512) + whole[start + 512 :])
+    found = list_folder(shards)
+    assert found.skipped == [("00001.tar", "damaged or cut short")] and len(found.pictures) == 25
+
+
+def test_threads_change_nothing_and_memory_holds_few_pictures(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(threads: int, crop: str) -> list[tuple[str, bytes, int]]:
+        monkeypatch.setattr("os.cpu_count", lambda: threads)
+        work = lambda square, rng: (square.tobytes(), int(rng.integers(1000)))  # noqa: E731
+        return [(picture.name, *result) for picture, result in read_pictures(list_folder(shards), work, crop, seed=3)]  # type: ignore[arg-type]
+
+    assert read(1, "random") == read(8, "random") and len(read(8, "centre")) == 30
+    begun = 0
+
+    def work(square: Image.Image, rng: np.random.Generator) -> None:
+        nonlocal begun
+        begun += 1
+
+    for done, _ in enumerate(read_pictures(list_folder(shards), work), 1):
+        assert begun - done < 8
+
+
+def test_a_random_crop_is_a_square_of_the_picture_and_another_for_another_seed(tmp_path: Path) -> None:
+    columns = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (20, 200, 3))
+    Image.fromarray(np.ascontiguousarray(columns)).save(tmp_path / "wide.png")
+    (tmp_path / "wide.txt").write_text("wide")
+    lefts = []
+    for seed in range(20):
+        ((_, square),) = read_pictures(list_folder(tmp_path), lambda square, rng: np.asarray(square), "random", seed)
+        assert np.array_equal(square, columns[:, square[0, 0, 0] : square[0, 0, 0] + 20])
+        lefts.append(int(square[0, 0, 0]))
+    assert len(set(lefts)) > 12 and min(lefts) < 50 and max(lefts) > 130
+
+
+def test_an_epoch_shows_each_picture_once_and_a_stop_changes_nothing(shards: Path, tmp_path: Path) -> None:
+    run = Run(TINY, tmp_path / "run", torch.device("cpu"), data=shards)
+    count, size = len(run.world), 8
+    steps = [run.draw(step, size, "decoder")[0] for step in range(2 * count)]  # 16 epochs in batches that do not divide them
+    assert len({*np.concatenate(steps[:3]).tolist()}) == 24 and not np.array_equal(steps[0], steps[3])
+    seen = Counter(np.concatenate(steps).tolist())
+    assert set(seen.values()) == {16} and len(seen) == count
+    again = Run(TINY, tmp_path / "run", torch.device("cpu"), data=shards)  # another process, in the middle of an epoch
+    assert all(np.array_equal(again.draw(step, size, "decoder")[0], steps[step]) for step in (5, 6, 7, 20))
+
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import torch
+from minunclip.config import TINY
+from minunclip.distributed import first_one_then_all, rank, ranks, start
+from minunclip.runs import Run
+run = Run(TINY, Path(sys.argv[1]), start(torch.device("cpu")), data=Path(sys.argv[2]))
+with first_one_then_all():
+    run.world
+seen = []
+for step in range(len(run.world)):
+    index = torch.from_numpy(run.draw(step, 8, "clip")[0]).chunk(ranks())[rank()]  # as training.fit does
+    seen += run.world.pictures[index.numpy()][:, 0, 0, 0].tolist()
+Path(sys.argv[1], f"rank-{rank()}.json").write_text(json.dumps(seen))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_shards_with_none_lost_and_none_doubled(shards: Path, tmp_path: Path) -> None:
+    script, out = tmp_path / "worker.py", tmp_path / "run"
+    script.write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(out), str(shards)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("pictures to learn from") == 1  # read by one process alone
+    first, second = (json.loads((out / f"rank-{k}.json").read_text()) for k in (0, 1))
+    assert len(first) == len(second)
+    assert set(Counter(first + second).values()) == {8} and len(set(first + second)) == 27  # eight epochs of the 27 that are not held out
