@@ -285,7 +285,7 @@ def rate(ratings: str, pictures: list[str], weights: str = str(WEIGHTS), device:
     side = model.models["clip"].config.image_size
 
     def embed(paths: Sequence[Path]) -> torch.Tensor:
-        return model.embed(to_tensor(np.stack([np.asarray(read_square(path).resize((side, side))) for path in paths])))
+        return model.embed(to_tensor(np.stack([np.asarray(read_square(path.read_bytes()).resize((side, side))) for path in paths])))
 
     z_i, given = embed([path for path, _ in rows]), torch.tensor([rating for _, rating in rows])
     if len(rows) >= 10:
