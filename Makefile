@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test test-interop weights evaluate results bench notebooks
+.PHONY: demo test test-interop weights evaluate results bench notebooks site
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -40,3 +40,8 @@ bench: .venv/ready
 
 notebooks: .venv/ready
 	$(BIN)/jupyter lab notebooks
+
+site: .venv/ready
+	$(BIN)/pip install -q -e ".[site]"
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . out/site
+	@echo "open out/site/index.html"

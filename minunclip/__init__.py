@@ -1,0 +1,1 @@
+"""DALL-E 2 (unCLIP) to train, take apart and understand: one section of the paper, one module."""

@@ -4,6 +4,7 @@ import json
 import re
 import site
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
@@ -29,6 +30,12 @@ def path(request):
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
+
+
+def test_the_figure_leads_to_every_notebook_of_the_course():
+    figure = ElementTree.parse(ROOT / "notebooks" / "figures" / "unclip.svg").getroot()
+    linked = {link.get("href") for link in figure.iter("{http://www.w3.org/2000/svg}a")}
+    assert linked == {f"../{path.name}" for path in NOTEBOOKS if path.parent.name == "notebooks"}
 
 
 def test_it_was_run_from_top_to_bottom_without_an_error(path):

@@ -1,0 +1,1 @@
+"""What the paper compares with: GLIDE and DALL-E, in small."""
