@@ -79,6 +79,7 @@ def brightness(colour):
 def test_a_browser_shows_it(site, browser, scheme, width):
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
     page, wrong, asked = context.new_page(), [], set()
+    page.set_default_timeout(120_000)  # ms: a slow machine is no broken page
     page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("requestfailed", lambda request: wrong.append(request.url))
