@@ -1,5 +1,6 @@
 """The site: README.md, the course as it is committed (nothing is run), and the API. `make site` builds it into out/site."""
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,12 @@ html_extra_path = ["redirect"]
 html_copy_source = False
 
 
+def plain_words(app, what, name, obj, options, lines):
+    """A star or a bar in a docstring is itself, but for **bold** and what stands in `code`."""
+    lines[:] = [re.sub(r"`[^`]*`|\*\*(?=\w)[^*]+\*\*|([*|])", lambda found: rf"\{found[1]}" if found[1] else found[0], line) for line in lines]
+
+
 def setup(app):
-    """Fields of a named tuple stand in its signature: "Alias for field number 0" says no more."""
+    """A named tuple's fields stand in its signature: "Alias for field number 0" says no more."""
     app.connect("autodoc-skip-member", lambda app, what, name, obj, skip, options: skip or str(obj.__doc__).startswith("Alias for field number"))
+    app.connect("autodoc-process-docstring", plain_words)

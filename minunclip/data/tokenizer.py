@@ -175,7 +175,7 @@ class Tokenizer:
         """CLIP's own vocabulary, from its file of merges (`merges.txt`, or `bpe_simple_vocab_16e6.txt.gz`) or a folder with `merges.txt`.
 
         The ids follow from the merges; a `vocab.json` in the folder is checked against them. With the published file,
-        "a photo of a cat" is 320 1125 539 320 2368, between 49406 and 49407. Text that spells `<|endoftext|>` is plain text here.
+        "a photo of a cat" is 320 1125 539 320 2368, between 49406 and 49407. Text that spells <|endoftext|> is plain text here.
         """
         folder, path = Path(path), Path(path)
         if path.is_dir():
