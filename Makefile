@@ -21,6 +21,7 @@ test: .venv/ready
 
 test-interop: .venv/ready
 	$(BIN)/pip install -q "transformers>=5" "diffusers>=0.35" onnx onnxruntime
+	$(BIN)/pip install -q --no-deps open_clip_torch  # for CLIP's vocabulary alone
 	$(BIN)/pytest -q tests/test_interop.py tests/test_karlo.py tests/test_export.py
 
 weights: .venv/ready

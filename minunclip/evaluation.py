@@ -34,6 +34,26 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     return float((mean_a - mean_b).square().sum() + a.trace() + b.trace() - 2 * cross)
 
 
+def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Between two sets of features (N, d) and (M, d): the KID of Binkowski et al. 2018, the squared maximum mean discrepancy, on features of your choice.
+
+    Of two sets that are alike it is zero on average, however few the pictures are (so it may be below zero), which the Fréchet distance is not.
+    """
+    if min(len(features_a), len(features_b)) < 2 or features_a.shape[1:] != features_b.shape[1:]:
+        raise ValueError(f"features must be (N, d) and (M, d) of at least two pictures each, not {tuple(features_a.shape)} and {tuple(features_b.shape)}")
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        # k(x, y) = (x · y / d + 1)^3
+        return (x.double() @ y.double().T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        similarity = kernel(x, x)
+        return (similarity.sum() - similarity.trace()) / (len(x) * (len(x) - 1))
+
+    # MMD^2 = E k(a, a') + E k(b, b') - 2 E k(a, b), over pairs of different pictures
+    return float(within(features_a) + within(features_b) - 2 * kernel(features_a, features_b).mean())
+
+
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a.float(), b.float(), compute_mode="donot_use_mm_for_euclid_dist")  # the fast way loses what is near
 

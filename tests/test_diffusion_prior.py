@@ -181,6 +181,14 @@ def test_the_best_candidate_is_kept(model: DiffusionPrior):
         assert torch.equal(best[i], candidates[i][dots.index(max(dots))])
 
 
+def test_x_0_of_a_latent_is_bounded_where_latents_end(model: DiffusionPrior, monkeypatch: pytest.MonkeyPatch):
+    """Scaled latents have unit RMS: a bound of 1, as of pixels, would flatten them. 9 is cut to 5, 3 and -2 stay."""
+    answer = torch.tensor([9.0, 3.0, -2.0] + [0.0] * (DIM - 3))
+    monkeypatch.setattr(model, "forward", lambda noised, *_: answer.expand_as(noised))
+    drawn = sample_prior(model, SCHEDULE, *captions(1), seeds=[0])[0][0]
+    torch.testing.assert_close(drawn, torch.nn.functional.normalize(answer.clamp(-5, 5), dim=0))
+
+
 @pytest.mark.parametrize("sampler", ["ancestral", "dpm"])
 def test_a_caption_gets_the_same_embedding_in_any_batch(model: DiffusionPrior, sampler):
     text, mask, z_t = captions(4)

@@ -4,7 +4,7 @@ import torch
 
 from minunclip.data.captions import SYNONYMS, Report, describes, parse
 from minunclip.data.scenes import is_held_out, sample_scenes
-from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out_captions, precision_recall, retrieval
+from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out_captions, kernel_distance, precision_recall, retrieval
 
 
 def _with_moments(mean, root, count=400):
@@ -36,6 +36,47 @@ def test_frechet_distance_agrees_with_scipy_and_is_symmetric():
 def test_frechet_distance_of_fewer_pictures_than_features_is_finite_and_zero_to_itself():
     features = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
     assert frechet_distance(features, features) == pytest.approx(0, abs=1e-5)
+
+
+class Features(torch.nn.Module):
+    """What torchmetrics calls a network: it takes features for pictures, and leaves them as they are."""
+
+    num_features = 5
+
+    def forward(self, features):
+        return features
+
+
+def two_sets():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(40, 5, generator=generator), 0.7 * torch.randn(30, 5, generator=generator) + 0.2
+
+
+def test_frechet_distance_agrees_with_torchmetrics():
+    theirs = pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance(feature=Features()).set_dtype(torch.float64)
+    a, b = two_sets()
+    theirs.update(a, real=True)
+    theirs.update(b, real=False)
+    assert frechet_distance(a, b) == pytest.approx(float(theirs.compute()), rel=1e-5)
+
+
+def test_kernel_distance_agrees_with_torchmetrics_and_with_a_loop():
+    a, b = two_sets()
+    theirs = pytest.importorskip("torchmetrics.image.kid").KernelInceptionDistance(feature=Features(), subsets=1, subset_size=30)
+    theirs.update(a[:30], real=True)
+    theirs.update(b, real=False)
+    assert kernel_distance(a[:30], b) == pytest.approx(float(theirs.compute()[0]), abs=1e-5)
+
+    def mean(x, y):
+        return np.mean([(float(p.double() @ q.double()) / 5 + 1) ** 3 for i, p in enumerate(x) for j, q in enumerate(y) if x is not y or i != j])
+
+    assert kernel_distance(a, b) == pytest.approx(mean(a, a) + mean(b, b) - 2 * mean(a, b))
+
+
+def test_kernel_distance_of_sets_that_are_alike_is_zero_on_average():
+    draws = torch.randn(400, 2, 8, 3, generator=torch.Generator().manual_seed(0))
+    distances = np.array([kernel_distance(a, b) for a, b in draws])
+    assert abs(distances.mean()) < 3 * distances.std() / 20 and distances.min() < 0
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -108,6 +149,8 @@ def test_accuracy():
 def test_bad_input():
     for call in (
         lambda: frechet_distance(torch.zeros(1, 3), torch.zeros(4, 3)),
+        lambda: kernel_distance(torch.zeros(1, 3), torch.zeros(4, 3)),
+        lambda: kernel_distance(torch.zeros(4, 3), torch.zeros(4, 2)),
         lambda: precision_recall(torch.zeros(3, 2), torch.zeros(9, 2)),
         lambda: diversity(torch.zeros(4, 2)),
         lambda: accuracy([]),

@@ -1,6 +1,11 @@
 """The same numbers as other libraries: transformers' CLIPModel, a CLIP of PyTorch's own modules under OpenAI's names, diffusers' schedulers."""
 
+import gzip
+import math
 from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -9,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minunclip.config import Objective
-from minunclip.diffusion import make_denoiser, make_schedule, sample_ancestral, sample_ddim, spaced_timesteps
+from minunclip.data.tokenizer import Tokenizer
+from minunclip.diffusion import invert_ddim, make_denoiser, make_schedule, sample_ancestral, sample_ddim, sample_dpm, spaced_timesteps
 from minunclip.interop import IMAGE_MEAN, IMAGE_STD, clip_from_state_dict
 
 WIDTH, TEXT_WIDTH, DIM, PATCH, SIDE, WORDS, CONTEXT, HEAD = 32, 48, 24, 8, 32, 99, 16, 16
@@ -127,6 +133,23 @@ def test_hugging_face(captions: tuple[Tensor, Tensor], pictures: Tensor, activat
         close(ours.encode_text(tokens, mask), words)
 
 
+def test_clips_own_vocabulary() -> None:
+    """Published ids, and those of transformers' tokenizer, from the vocabulary that open_clip carries: of its package nothing else is used."""
+    transformers, package = pytest.importorskip("transformers"), find_spec("open_clip")
+    if package is None or package.origin is None:
+        pytest.skip("CLIP's vocabulary is not here: pip install --no-deps open_clip_torch")
+    path = Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+    ours = Tokenizer.from_clip(path)
+    assert ours.encode("a photo of a cat") == [320, 1125, 539, 320, 2368]
+    assert (len(ours), ours.start_token, ours.end_token) == (49_408, 49_406, 49_407)
+    letters = [*map(chr, [*range(33, 127), *range(161, 173), *range(174, 256)]), *map(chr, range(256, 256 + 68))]
+    merges = [tuple(line.split()) for line in gzip.decompress(path.read_bytes()).decode().splitlines()[1 : 49_152 - 256 - 1]]
+    names = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    theirs = transformers.CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=merges)
+    for text in ("Hello, World!!  it's 2 o'clock", "naïve café", "a\tstriped   purple-star?!", "3 x 128 pixels ;-)", "東京 タワー", "wow!?", "🙂 emoji"):
+        assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids, text
+
+
 def test_weights_of_another_model_name_the_key() -> None:
     state = OpenAICLIP().state_dict()
     for change, message in (
@@ -197,6 +220,53 @@ def test_ddim(name: Literal["cosine", "linear"], eta: float, objective: Objectiv
     schedule = make_schedule(name, STEPS)
     ours = sample_ddim(make_denoiser(waves, schedule, objective), schedule, start(), STEPS, noise, eta=eta)
     torch.testing.assert_close(ours, x, atol=2e-5, rtol=0)  # they keep their table in float32
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize(("name", "steps"), [("cosine", STEPS), ("cosine", 13), ("linear", STEPS), ("linear", 8)])
+def test_dpm_solver(name: Literal["cosine", "linear"], steps: int, objective: Objective) -> None:
+    """Step by step. The one difference: where a step is longer than the one before, in lambda, ours extrapolates no further than if it were as long."""
+    diffusers = pytest.importorskip("diffusers")
+    options = {key: value for key, value in settings(name, objective).items() if not key.startswith("clip")}
+    scheduler = diffusers.DPMSolverMultistepScheduler(**options, solver_order=2, final_sigmas_type="zero")
+    schedule, timesteps = make_schedule(name, STEPS), spaced_timesteps(STEPS, steps)[::-1]
+    scheduler.set_timesteps(timesteps=timesteps)
+    clock = [0.5 * math.log(abar / (1 - abar)) for abar in (schedule.exact_alphas_bar[t] for t in timesteps)]
+    clock.append(clock[-1])  # the last step, to clean data, is infinitely long, and first-order in both
+    seen: list[Tensor] = []
+
+    def network(x_t: Tensor, timestep: Tensor) -> Tensor:
+        seen.append(x_t)
+        return waves(x_t, timestep)
+
+    denoiser = make_denoiser(network, schedule, objective, clip=None)
+    last = sample_dpm(denoiser, schedule, start(), steps)
+    ours, x = [*seen, last], start()
+    for i, t in enumerate(scheduler.timesteps):
+        torch.testing.assert_close(ours[i], x, atol=1e-4, rtol=1e-4)
+        growth = (clock[i + 1] - clock[i]) / (clock[i] - clock[i - 1]) if i else 1.0
+        if growth > 1:
+            x_0 = denoiser(x, torch.full((len(x),), int(t))).x_0
+            scheduler.model_outputs[-1] = x_0 - (x_0 - scheduler.model_outputs[-1]) / growth
+        x = scheduler.step(waves(x, t), t, x).prev_sample
+    torch.testing.assert_close(ours[-1], x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_ddim_inversion(name: Literal["cosine", "linear"], objective: Objective) -> None:
+    """Step by step. The one difference: ours asks the network at the timestep where the picture stands, theirs at the one where it goes."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMInverseScheduler(**settings(name, objective) | {"clip_sample": False}, timestep_spacing="trailing")
+    scheduler.set_timesteps(STEPS // 10)
+    schedule = make_schedule(name, STEPS)
+    timesteps = spaced_timesteps(STEPS, STEPS // 10, first=9)
+    assert scheduler.timesteps.tolist() == timesteps
+    x = start() * schedule.exact_alphas_bar[9] ** 0.5
+    for here, there in pairwise(timesteps):
+        x = scheduler.step(waves(x, here), there, x).prev_sample
+    ours = invert_ddim(make_denoiser(waves, schedule, objective, clip=None), schedule, start(), STEPS // 10, first=9)
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
 
 
 def test_the_schedules_betas() -> None:

@@ -86,6 +86,10 @@ def test_the_moving_average_has_its_closed_form() -> None:
         assert average.weight.item() == pytest.approx(1 + 4 * decay**n)
     update_ema(average, model, step=0, decay=decay)  # the first step: a tenth stays
     assert average.weight.item() == pytest.approx(1 + 4 * decay**5 * 0.1)
+    average, model = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    model.running_mean.fill_(3.0)
+    update_ema(average, model, step=1000, decay=decay)
+    assert average.running_mean.item() == 3.0  # a buffer is copied
 
 
 def test_only_matrices_decay() -> None:
