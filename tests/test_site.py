@@ -91,7 +91,7 @@ def test_a_browser_shows_it(site, browser, scheme, width):
     page.route(lambda url: url.startswith("http"), elsewhere)
     for name in PAGES:
         page.goto(f"file://{site}/{name}.html")
-        page.wait_for_function("!window.MathJax || MathJax.startup.promise.then(() => true)")
+        page.wait_for_function("!window.MathJax?.startup || MathJax.startup.promise.then(() => true)")
         assert page.title().endswith("minunclip") and page.locator("h1").count() == 1, name
         assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0 && image.alt)"), name
         assert page.evaluate("document.querySelectorAll('.math:not(:has(mjx-container))').length") == 0, name
