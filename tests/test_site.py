@@ -14,7 +14,7 @@ for name in ("furo", "myst_nb", "sphinx-mathjax-offline"):
 
 ROOT = Path(__file__).parents[1]
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-PAGES = ["docs/index", "README", "notebooks/README", "notebooks/GLOSSARY", "docs/api/minunclip.diffusion"]
+PAGES = ["docs/index", "docs/fidelity", "README", "notebooks/README", "notebooks/GLOSSARY", "docs/api/minunclip.diffusion"]
 PAGES += [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
 pytestmark = pytest.mark.slow
 
