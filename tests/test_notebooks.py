@@ -38,6 +38,12 @@ def test_the_figure_leads_to_every_notebook_of_the_course():
     assert linked == {f"../{path.name}" for path in NOTEBOOKS if path.parent.name == "notebooks"}
 
 
+@pytest.mark.parametrize("page", ["README.md", "notebooks/README.md"])
+def test_every_notebook_of_the_course_is_in_the_map(page):
+    linked = {Path(name).name for name in re.findall(r"^\| \[.*?\]\((\S+\.ipynb)\) \|", (ROOT / page).read_text(), re.MULTILINE)}
+    assert linked == {path.name for path in NOTEBOOKS if path.parent.name == "notebooks"}
+
+
 def test_it_was_run_from_top_to_bottom_without_an_error(path):
     notebook = json.loads(path.read_text())
     counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
