@@ -23,7 +23,7 @@ from minunclip.aesthetics import fit_probe, read_ratings
 from minunclip.budget import as_text as budget_as_text
 from minunclip.budget import budget as costs_of
 from minunclip.budget import memory
-from minunclip.config import BASELINES, PRESETS, STAGES
+from minunclip.config import BASELINES, PRESETS, STAGES, Preset
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
 from minunclip.data.collection import refusal
@@ -38,10 +38,11 @@ from minunclip.evaluation import held_out_captions
 from minunclip.experiments import EXPERIMENTS, as_markdown, over_seeds
 from minunclip.export import export_onnx
 from minunclip.loading import MODELS
+from minunclip.models.clip import CLIP
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
 from minunclip.plots import picture_grid, stages_figure, table_figure
-from minunclip.runs import Run, preset_named, tile
+from minunclip.runs import Run, adopt_clip, on_clip, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
 from minunclip.stages import train as train_stage
 from minunclip.training import TrainingError, write_atomically
@@ -75,6 +76,7 @@ def train(
     data: str | None = None,
     crop: Crop = "centre",
     init: str | None = None,
+    clip: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Train one stage, or all of unCLIP in order; settings that are not given are the preset's, `out` is runs/PRESET. A run that was cut short goes on.
@@ -82,12 +84,18 @@ def train(
     `data`: a folder of your own pictures with captions (minunclip/data/files.py says how they are found), in place of the captioned world; the
     checker, which reads that world, is then no part of "all". "emoji" stands for the system's, which are drawn into the folder of the run.
     `crop`: which square of each is learned from. `init`: a folder of weights to start from, such as data/weights.
+    `clip`: a folder with a published CLIP, as the Hub has it (weights as safetensors, config, merges.txt), on whose embeddings all is trained.
     With --dry_run (or --dry-run) settings, parameters and the memory that a step needs, an estimate, are printed, and nothing is done.
     """
     if data is not None and stage == "checker":
         raise ValueError("the checker reads scenes of the captioned world and cannot learn from other pictures: leave --data out")
     if init is not None and not (Path(init) / "tokenizer.json").is_file():
         raise ValueError(f"{init} has no tokenizer.json: give --init a folder of packed weights, such as data/weights")
+    chosen, published = preset_named(preset), None if clip is None else CLIP.from_openai(clip).float()
+    if published is not None:
+        if init is not None or stage == "clip":
+            raise ValueError("--clip takes a CLIP as it is, to train the other stages from scratch: leave --init out, and the stage clip")
+        chosen = on_clip(chosen, published.config)
     folder = Path(out or f"runs/{preset}")
     started = start_processes(pick_device(device))
     if data == "emoji":
@@ -95,11 +103,14 @@ def train(
         with first_one_then_all():
             if not dry_run and not (folder / "emoji").is_dir():
                 build_emoji(folder / "emoji")
-    own, start = (None if path is None else Path(path) for path in (data, init))
-    run = Run(preset_named(preset), folder, started, seed, own, start, crop)
+    own, start, vocabulary = (None if path is None else Path(path) for path in (data, init, clip))
+    run = Run(chosen, folder, started, seed, own, start, crop, vocabulary)
+    if published is not None and not dry_run:
+        with first_one_then_all():
+            adopt_clip(run, published)
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "precision": precision}
-    counts, costs = (parameter_counts(preset), costs_of(run.preset)) if dry_run else ({}, {})
-    everything = [name for name in STAGES if data is None or name != "checker"]
+    counts, costs = (parameter_counts(run.preset), costs_of(run.preset)) if dry_run else ({}, {})
+    everything = [name for name in STAGES if (data is None or name != "checker") and (clip is None or name != "clip")]
     for name in everything if stage == "all" else (stage,):
         settings = replace(run.preset.training[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
         settings = replace(settings, warmup=min(settings.warmup, settings.steps // 10))  # a short training would be over before it is warm
@@ -309,13 +320,10 @@ def export(onnx: str, weights: str = str(WEIGHTS)) -> None:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by {difference:.1e} at most")
 
 
-def parameter_counts(preset: str) -> dict[str, int]:
+def parameter_counts(preset: Preset) -> dict[str, int]:
     """Parameters of every model of a preset, by stage; on the meta device, which holds no numbers, so even `paper` fits."""
     with torch.device("meta"):
-        return {
-            stage: sum(p.numel() for p in MODELS[stage][0](config).parameters())
-            for stage, config in (PRESETS[preset].models | PRESETS[preset].baselines).items()
-        }
+        return {stage: sum(p.numel() for p in MODELS[stage][0](config).parameters()) for stage, config in (preset.models | preset.baselines).items()}
 
 
 def info(weights: str = str(WEIGHTS), preset: Literal["tiny", "cpu", "gpu", "paper"] | None = None, budget: bool = False) -> None:
@@ -325,7 +333,7 @@ def info(weights: str = str(WEIGHTS), preset: Literal["tiny", "cpu", "gpu", "pap
         return
     print(f"device: {pick_device('auto')}")
     for name in PRESETS if preset is None else (preset,):
-        print(f"{name}: " + ", ".join(f"{stage} {number / 1e6:,.2f} M" for stage, number in parameter_counts(name).items()))
+        print(f"{name}: " + ", ".join(f"{stage} {number / 1e6:,.2f} M" for stage, number in parameter_counts(PRESETS[name]).items()))
     found = hashes(Path(weights))
     for stage in STAGES + BASELINES:
         print(f"{Path(weights) / stage / 'model.safetensors'}: {found.get(stage, 'not there')}")

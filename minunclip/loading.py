@@ -95,6 +95,32 @@ def read_json(path: Path, remedy: str = "run `make weights`, or copy the folder 
         raise ValueError(f"{path} is not JSON: copy the folder again") from None
 
 
+def read_published(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, of the shards that an index names, or of a folder with either, as the Hub has them.
+
+    ValueError names what is missing.
+    """
+    if path.is_dir():
+        names = ("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"{path} has none of {', '.join(names)}: download one of them into it (a .bin or .pt file is a pickle, which can run anything)")
+        path = found[0]
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        raise ValueError(f"{path} is a pickle, which can run anything, and is not read: take the .safetensors file of the same weights")
+    if path.suffix != ".json":
+        return read_tensors(path, "give a folder or a .safetensors file")
+    index = read_json(path, "give a folder or a .safetensors file")
+    shard_of = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shard_of, dict) or any(not isinstance(shard, str) or Path(shard).name != shard for shard in shard_of.values()):
+        raise ValueError(f"{path} is no index of shards: it must have a weight_map from keys to files beside it")
+    shards = {shard: read_tensors(path.parent / shard, "a shard is missing, download it too") for shard in sorted(set(shard_of.values()))}
+    for key, shard in shard_of.items():
+        if key not in shards[shard]:
+            raise ValueError(f"{path.parent / shard} lacks {key!r}, which the index has there: copy it again")
+    return {key: shards[shard][key] for key, shard in shard_of.items()}
+
+
 def require_tensors(where: object, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], family: str, cause: str = "another model or preset") -> None:
     """ValueError, with the first key and both shapes, unless `tensors` have the names and shapes of `expected`, and finite values."""
     for key in sorted(expected.keys() | tensors.keys()):

@@ -1,8 +1,9 @@
 """One training of the chain: its folder, its data, CLIP's frozen embeddings, and what every stage of it draws at random."""
 
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minunclip.config import BASELINES, PRESETS, STAGES, Preset
+from minunclip.config import BASELINES, PRESETS, STAGES, CLIPConfig, Preset
 from minunclip.data.collection import build_collection
 from minunclip.data.files import Crop
 from minunclip.data.render import render
@@ -20,9 +21,9 @@ from minunclip.data.scenes import sample_scenes, twin
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import World, build_world, save_array, to_tensor, training_captions
 from minunclip.diffusion import Schedule
-from minunclip.loading import load_model
+from minunclip.loading import load_model, read_json
 from minunclip.models.clip import CLIP
-from minunclip.training import Batch, TrainingError
+from minunclip.training import Batch, TrainingError, save_model
 
 GRID = 16  # pictures in a sample grid
 
@@ -45,10 +46,12 @@ class Run:
     data: Path | None = None  # a folder of your own pictures; without it, the captioned world
     init: Path | None = None  # a folder of weights to start from
     crop: Crop = "centre"  # which square of a picture of your own
+    published: Path | None = None  # a folder with a published CLIP and its vocabulary, which takes the place of our own
 
     @cached_property
     def world(self) -> World:
         tokenizer = None if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
+        tokenizer = tokenizer if self.published is None else Tokenizer.from_clip(self.published)
         if self.data is None:
             return build_world(self.preset, self.folder / "data", self.seed, tokenizer)
         return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer, self.crop)
@@ -139,3 +142,27 @@ def preset_named(name: str) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def on_clip(preset: Preset, clip: CLIPConfig) -> Preset:
+    """The preset with the sizes that follow from another CLIP: what is seen of captions and embeddings; widths and depths stay."""
+    reads: dict[str, Any] = {"embedding_dim": clip.embedding_dim, "context_length": clip.context_length}
+    words: dict[str, Any] = {"vocabulary_size": clip.vocabulary_size, "context_length": clip.context_length}
+    text = clip.text if preset.decoder.text_start == "clip" else preset.decoder.text
+    return replace(
+        preset,
+        clip=clip,
+        prior=replace(preset.prior, text_width=clip.text.width, **reads),
+        ar_prior=replace(preset.ar_prior, text_width=clip.text.width, **reads),
+        decoder=replace(preset.decoder, embedding_dim=clip.embedding_dim, text=text, **words),
+        dalle=replace(preset.dalle, **words),
+    )
+
+
+def adopt_clip(run: Run, clip: CLIP) -> None:
+    """Puts a published CLIP where the stages of a run look for the one that they learn from. ValueError where another one is."""
+    path, config = run.folder / "clip" / "config.json", json.loads(json.dumps(asdict(clip.config)))
+    if not path.exists():
+        save_model(path.parent, clip, config)
+    elif read_json(path) != config:
+        raise ValueError(f"{path.parent} is another CLIP, maybe with stages that have learned from it: give another --out")

@@ -1,22 +1,28 @@
 """The same numbers as other libraries: transformers' CLIPModel, a CLIP of PyTorch's own modules under OpenAI's names, diffusers' schedulers."""
 
 import gzip
+import json
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minunclip.cli import main
 from minunclip.config import Objective
 from minunclip.data.tokenizer import Tokenizer
+from minunclip.data.world import to_tensor
 from minunclip.diffusion import invert_ddim, make_denoiser, make_schedule, sample_ancestral, sample_ddim, sample_dpm, spaced_timesteps
 from minunclip.interop import IMAGE_MEAN, IMAGE_STD, clip_from_state_dict
+from minunclip.models.clip import CLIP
 
 WIDTH, TEXT_WIDTH, DIM, PATCH, SIDE, WORDS, CONTEXT, HEAD = 32, 48, 24, 8, 32, 99, 16, 16
 END = WORDS - 1
@@ -111,26 +117,93 @@ def test_openai_names(captions: tuple[Tensor, Tensor], pictures: Tensor) -> None
     assert ours.logit_scale.item() == 3.0 and ours.config.image_size == SIDE and ours.config.vision.layers == 2
 
 
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_hugging_face(captions: tuple[Tensor, Tensor], pictures: Tensor, activation: str) -> None:
+def hugging_face(activation: str, words: int = WORDS, image_heads: int = WIDTH // HEAD) -> Any:
+    """A CLIPModel of transformers, tiny and random."""
     transformers = pytest.importorskip("transformers")
     shared = {"num_hidden_layers": 2, "hidden_act": activation, "attention_dropout": 0.0}
     text = {**shared, "hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "num_attention_heads": TEXT_WIDTH // HEAD, "eos_token_id": END}
-    vision = {**shared, "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": WIDTH // HEAD, "image_size": SIDE, "patch_size": PATCH}
+    vision = {**shared, "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": image_heads, "image_size": SIDE, "patch_size": PATCH}
     config = transformers.CLIPConfig(
-        text_config={**text, "vocab_size": WORDS, "max_position_embeddings": CONTEXT, "bos_token_id": 1, "pad_token_id": 0},
+        text_config={**text, "vocab_size": words, "max_position_embeddings": CONTEXT, "bos_token_id": 1, "pad_token_id": 0},
         vision_config=vision,
         projection_dim=DIM,
     )
     torch.manual_seed(0)
-    theirs = transformers.CLIPModel(config).double().eval()
-    ours = clip_from_state_dict(theirs.state_dict(), activation=activation, head_channels=HEAD)
-    tokens, mask = captions
-    with torch.no_grad():
-        image = theirs.visual_projection(theirs.vision_model(normalised(pictures)).pooler_output)
-        words = theirs.text_projection(theirs.text_model(tokens, attention_mask=mask.long()).pooler_output)
-        close(ours.encode_image(pictures), image)
-        close(ours.encode_text(tokens, mask), words)
+    return transformers.CLIPModel(config).double().eval()
+
+
+@torch.no_grad()
+def image_features(theirs: Any, pictures: Tensor) -> Tensor:
+    return theirs.visual_projection(theirs.vision_model(normalised(pictures)).pooler_output)
+
+
+@torch.no_grad()
+def agree(ours: CLIP, theirs: Any, captions: tuple[Tensor, Tensor], pictures: Tensor) -> None:
+    close(ours.encode_image(pictures), image_features(theirs, pictures))
+    close(ours.encode_text(*captions), theirs.text_projection(theirs.text_model(captions[0], attention_mask=captions[1].long()).pooler_output))
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_hugging_face(captions: tuple[Tensor, Tensor], pictures: Tensor, activation: str) -> None:
+    theirs = hugging_face(activation)
+    agree(clip_from_state_dict(theirs.state_dict(), activation=activation, head_channels=HEAD), theirs, captions, pictures)
+
+
+def test_a_folder_as_the_hub_has_it(captions: tuple[Tensor, Tensor], pictures: Tensor, tmp_path: Path) -> None:
+    """In one file and in shards, with what only the config says: the activation, and heads that differ from tower to tower."""
+    theirs = hugging_face("gelu", image_heads=1)
+    theirs.save_pretrained(tmp_path / "whole")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    shards = sorted((tmp_path / "shards").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    for path in (tmp_path / "whole", tmp_path / "whole" / "model.safetensors", tmp_path / "shards", tmp_path / "shards" / "model.safetensors.index.json"):
+        agree(CLIP.from_openai(path), theirs, captions, pictures)
+    shards[0].unlink()
+    with pytest.raises(ValueError, match=f"{shards[0].name} is missing: a shard is missing"):
+        CLIP.from_openai(tmp_path / "shards")
+    (tmp_path / "whole" / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(ValueError, match="is of a 'siglip', not of a 'clip'"):
+        CLIP.from_openai(tmp_path / "whole")
+    (tmp_path / "ViT-B-32.pt").touch()
+    with pytest.raises(ValueError, match="a pickle, which can run anything"):
+        CLIP.from_openai(tmp_path / "ViT-B-32.pt")
+    with pytest.raises(ValueError, match="has none of model.safetensors"):
+        CLIP.from_openai(tmp_path)
+
+
+def test_open_clip_says_its_activation_and_heads(pictures: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = OpenAICLIP().state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "open_clip_model.safetensors")
+    towers = {"text_cfg": {"width": TEXT_WIDTH, "heads": TEXT_WIDTH // HEAD}, "vision_cfg": {"head_width": HEAD}}
+    for quick, activation in ((True, "quick_gelu"), (False, "gelu")):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": quick, **towers}}))
+        expected = clip_from_state_dict(state, activation, HEAD)
+        assert CLIP.from_openai(tmp_path).config == expected.config
+        close(CLIP.from_openai(tmp_path).encode_image(pictures.float()), expected.encode_image(pictures.float()))
+
+
+@pytest.mark.slow
+def test_the_chain_trains_on_a_published_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = hugging_face("quick_gelu", words=517)
+    theirs.float().save_pretrained(tmp_path / "published")
+    (tmp_path / "published" / "merges.txt").write_text("#version: 0.2\nr e\nc i\nre d</w>\n")
+    run, options = tmp_path / "run", ["--preset", "tiny", "--clip", str(tmp_path / "published"), "--device", "cpu"]
+    assert main(["train", "all", *options, "--out", str(run), "--steps", "2"]) == 0
+    kept = np.load(next((run / "data").glob("world-*/image-embeddings-*.npy")))
+    shown = to_tensor(np.load(next((run / "data").glob("world-*/pictures.npy")))[:8])
+    close(torch.from_numpy(kept[:8]), image_features(theirs.double(), shown.double()))
+    assert json.loads((run / "prior" / "config.json").read_text())["embedding_dim"] == DIM
+    assert json.loads((run / "decoder" / "config.json").read_text())["vocabulary_size"] == 517
+    assert main(["pack", str(run), str(tmp_path / "weights")]) == 0
+    assert main(["sample", "a red circle", "--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "picture.png")]) == 0
+    assert (tmp_path / "picture.png").is_file()
+    capsys.readouterr()
+    theirs.config.vision_config.hidden_act = theirs.config.text_config.hidden_act = "gelu"
+    theirs.save_pretrained(tmp_path / "published")
+    for command, message in ((["train", "prior", "--out", str(run)], "is another CLIP"), (["train", "clip"], "leave --init out, and the stage clip")):
+        assert main([*command, *options]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_clips_own_vocabulary() -> None:

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from minunclip.config import TINY
-from minunclip.data.world import build_world
+from minunclip.data.world import build_world, trim
 
 SMALL = replace(TINY, world=replace(TINY.world, training_scenes=12, upsampler_scenes=20))
 
@@ -33,3 +34,9 @@ def test_every_other_scene_is_the_twin_of_the_one_before(tmp_path: Path) -> None
     same = [(one == other).all(axis=-1).mean() for one, other in zip(pictures, pictures[1:])]
     assert min(same[::2]) > 0.3 and np.mean(same[::2]) > 2 * np.mean(same[1::2])
     assert all((one != other).any() for one, other in zip(pictures[::2], pictures[1::2]))
+
+
+def test_padding_is_cut_and_a_token_0_within_a_caption_is_none() -> None:
+    tokens, mask = trim(torch.tensor([[5, 0, 7, 0, 0], [9, 0, 0, 0, 0]]))
+    assert tokens.tolist() == [[5, 0, 7], [9, 0, 0]] and mask.tolist() == [[True, True, True], [True, False, False]]
+    assert trim(torch.zeros(2, 4, dtype=torch.int64))[0].shape == (2, 1)

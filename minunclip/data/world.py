@@ -55,7 +55,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 def trim(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Padded captions (B, L) to the length of the longest, and their mask: padding costs time and changes nothing."""
-    mask = tokens != 0
+    mask = (tokens != 0).flip(1).cummax(dim=1).values.flip(1)  # up to the last that is not 0: in CLIP's vocabulary 0 is a token too, "!" within a word
     longest = max(1, int(mask.sum(dim=1).max()))
     return tokens[:, :longest], mask[:, :longest]
 

@@ -7,17 +7,18 @@ over; and the constant that this leaves goes into the positions. The activation 
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minunclip.config import CLIPConfig, TransformerConfig
-from minunclip.loading import require_tensors
+from minunclip.loading import read_json, read_published, require_tensors
 from minunclip.models.clip import CLIP
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # what OpenAI's CLIP subtracts from pictures in [0, 1], and divides by
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-HEAD_CHANNELS = 64  # of every published CLIP: a state dict does not say
+HEAD_CHANNELS = 64  # of nearly every published CLIP: a state dict does not say, a config does
 
 # OpenAI's names, as patterns, and ours
 OPENAI = {
@@ -92,11 +93,14 @@ def _openai_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def clip_from_state_dict(state: Mapping[str, Tensor], activation: str = "quick_gelu", head_channels: int = HEAD_CHANNELS) -> CLIP:
+def clip_from_state_dict(
+    state: Mapping[str, Tensor], activation: str = "quick_gelu", head_channels: int = HEAD_CHANNELS, image_head_channels: int | None = None
+) -> CLIP:
     """A CLIP of OpenAI's, open_clip's or Hugging Face's as this package's: same embeddings, for pictures in [-1, 1]; captions by `Tokenizer.from_clip`.
 
-    All of it is read off the state dict but for the activation (open_clip's own models have "gelu") and the channels a head. ValueError names
-    the first key that does not belong, is missing, or has another shape. Load the file with safetensors: a pickle can run anything.
+    All of it is read off the state dict but for the activation (open_clip's own models have "gelu") and the channels a head (the image tower's,
+    if they are others). ValueError names the first key that does not belong, is missing, or has another shape. Load the file with safetensors: a
+    pickle can run anything.
     """
     given = {name: tensor for name, tensor in state.items() if not any(re.fullmatch(pattern, name) for pattern in IGNORED)}
     if any(name.startswith("vision_model.") for name in given):
@@ -123,7 +127,7 @@ def clip_from_state_dict(state: Mapping[str, Tensor], activation: str = "quick_g
         if projection in ours:
             ours[projection] = ours[projection].T
 
-    def tower(name: str, width: int) -> TransformerConfig:
+    def tower(name: str, width: int, head_channels: int) -> TransformerConfig:
         layers = len({key.split(".")[2] for key in ours if key.startswith(f"{name}.blocks.")})
         return TransformerConfig(width, layers, width // head_channels, activation)  # type: ignore[arg-type]
 
@@ -131,8 +135,8 @@ def clip_from_state_dict(state: Mapping[str, Tensor], activation: str = "quick_g
     config = CLIPConfig(
         image_size=side * round((len(positions) - 1) ** 0.5),
         patch_size=side,
-        vision=tower("image_transformer", patches.shape[0]),
-        text=tower("text_transformer", words.shape[1]),
+        vision=tower("image_transformer", patches.shape[0], image_head_channels or head_channels),
+        text=tower("text_transformer", words.shape[1], head_channels),
         context_length=context,
         vocabulary_size=words.shape[0],
         embedding_dim=embedding_dim,
@@ -141,3 +145,33 @@ def clip_from_state_dict(state: Mapping[str, Tensor], activation: str = "quick_g
     require_tensors("the state dict", ours, model.state_dict(), "CLIP", "another model, or a shard is missing")
     model.load_state_dict(ours)
     return model.eval()
+
+
+def clip_from_folder(path: Path) -> CLIP:
+    """A published CLIP from a folder as the Hub has it, Hugging Face's or open_clip's, or from a .safetensors file or the index of its shards.
+
+    A `config.json` or `open_clip_config.json` beside the weights says what they do not; without one it is taken for OpenAI's own. ValueError as
+    in `clip_from_state_dict`, or with the file that is missing.
+    """
+    folder = path if path.is_dir() else path.parent
+    if (folder / "open_clip_config.json").is_file():
+        config = read_json(folder / "open_clip_config.json").get("model_cfg") or {}
+        text, vision = config.get("text_cfg") or {}, config.get("vision_cfg") or {}
+        options = {
+            "activation": "quick_gelu" if config.get("quick_gelu") else "gelu",
+            "head_channels": text.get("width", 512) // text.get("heads", 8),
+            "image_head_channels": vision.get("head_width", HEAD_CHANNELS),
+        }
+    elif (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        if config.get("model_type") != "clip":
+            raise ValueError(f"{folder / 'config.json'} is of a {config.get('model_type')!r}, not of a 'clip': give the folder of a CLIP")
+        text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        options = {
+            "activation": text.get("hidden_act", "quick_gelu"),
+            "head_channels": text.get("hidden_size", 512) // text.get("num_attention_heads", 8),
+            "image_head_channels": vision.get("hidden_size", 768) // vision.get("num_attention_heads", 12),
+        }
+    else:
+        options = {}
+    return clip_from_state_dict(read_published(path), **options)

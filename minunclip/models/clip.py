@@ -6,6 +6,8 @@ loss knows of captions that occur twice in a batch, which is rare on the web and
 """
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from einops import rearrange, repeat
@@ -38,6 +40,16 @@ class CLIP(nn.Module):
         if config.vision is not None:
             nn.init.normal_(self.image_projection.weight, std=config.vision.width**-0.5)
         nn.init.normal_(self.text_projection.weight, std=text**-0.5)
+
+    @classmethod
+    def from_openai(cls, weights: str | Path | Mapping[str, Tensor]) -> "CLIP":
+        """Published weights of OpenAI, open_clip or Hugging Face: a folder, a .safetensors file, the index of its shards, or a state dict.
+
+        See `interop.clip_from_folder` and `interop.clip_from_state_dict`, which say what ValueError names.
+        """
+        from minunclip.interop.clip import clip_from_folder, clip_from_state_dict  # which know this class
+
+        return clip_from_state_dict(weights) if isinstance(weights, Mapping) else clip_from_folder(Path(weights))
 
     def _add_image_tower(self, config: CLIPConfig, transformer: TransformerConfig) -> None:
         vision, patches = transformer.width, (config.image_size // config.patch_size) ** 2
