@@ -17,7 +17,7 @@ import torch
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from minunclip import report
+from minunclip import report, report_own
 from minunclip.ablations import TRAININGS
 from minunclip.aesthetics import fit_probe, read_ratings
 from minunclip.budget import as_text as budget_as_text
@@ -31,7 +31,7 @@ from minunclip.data.emoji import build_emoji
 from minunclip.data.files import Crop, check_folder, read_lines, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
-from minunclip.data.world import to_tensor, to_uint8
+from minunclip.data.world import load_world, to_tensor, to_uint8
 from minunclip.distributed import first_one_then_all
 from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
@@ -371,6 +371,40 @@ def check(folder: str, out: str | None = None) -> None:
         save_picture(Path(out), tile(np.stack([np.asarray(read_square(picture.content()).resize((128, 128))) for picture in shown])), {"folder": folder})
 
 
+def evaluate_own(
+    run: str,
+    weights: str | None = None,
+    json: str | None = None,
+    samples: str | None = None,
+    count: int = 256,
+    seed: int = 0,
+    guidance: float = GUIDANCE,
+    device: Device = "auto",
+) -> None:
+    """Measure packed weights (RUN-weights unless others are given) on pictures that the run learned from and on those that it held out, apart.
+
+    `samples`: a sheet of true pictures, of what is drawn from their captions, and of the training pictures that are nearest to these.
+    """
+    if count < 2:
+        raise ValueError(f"count is {count}: judge at least 2 pictures")
+    require_folder("json", json)
+    require_folder("samples", samples)
+    worlds = sorted(Path(run).glob("data/world-*/done"))
+    if len(worlds) != 1:
+        raise ValueError(f"{run} has the data of {len(worlds)} trainings: give the folder of one, as in --out")
+    packed = Path(weights or f"{run}-weights")
+    model = UnCLIP.from_pretrained(packed, pick_device(device))
+    world = load_world(worlds[0].parent)
+    figures, shown, titles = report_own.evaluate_own(model, world, count, seed, guidance, lambda line: print(line, file=sys.stderr, flush=True))
+    if json is not None:
+        facts = {"weights": weights_id(packed), "count": count, "seed": seed, "guidance": guidance}
+        write_atomically(Path(json), lambda path: path.write_text(dumps({**facts, "figures": figures}, indent=1)))
+    if samples is not None:
+        grid = picture_grid(shown, titles)
+        write_atomically(Path(samples), lambda path: grid.savefig(path, format="png", dpi=80))
+    print(report_own.as_markdown(figures))
+
+
 def emoji(out: str = "emoji", font: str | None = None) -> None:
     """Draw the system's colour emoji into a folder of captioned pictures to train on; `font` is the file of another font."""
     build_emoji(Path(out), font)
@@ -386,6 +420,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data preview": preview,
     "data check": check,
     "data emoji": emoji,
+    "data evaluate": evaluate_own,
     "info": info,
     "pack": pack,
     "export": export,
@@ -398,6 +433,7 @@ POSITIONAL = {
     "rate": ("ratings", "pictures"),
     "pack": ("run", "weights"),
     "data check": ("folder",),
+    "data evaluate": ("run",),
 }
 
 
