@@ -150,13 +150,15 @@ def test_a_collection_is_read_once_split_by_name_and_holds_what_the_pictures_sho
         build_collection(TINY, folder, tmp_path / "data")
 
 
-def test_too_few_or_mostly_broken_pictures_stop_before_anything_is_kept(folder: Path, tmp_path: Path) -> None:
+def test_too_few_or_mostly_broken_pictures_stop_before_anything_is_kept(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(31):
         (folder / f"bad{i}.png").write_bytes(b"")
         (folder / f"bad{i}.txt").write_text("bad")
     with pytest.raises(ValueError, match="30 of 61 pictures .* 31 empty"):
         build_collection(TINY, folder, tmp_path / "data")
     assert not list((tmp_path / "data").iterdir())
+    assert main(["data", "check", str(folder)]) == 0
+    assert "a training would stop: 30 of 61 pictures" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is no folder"):
         list_folder(tmp_path / "nowhere")
     assert collection.FEWEST == 20
@@ -181,6 +183,22 @@ def test_from_a_folder_to_a_picture_from_scratch_and_from_weights(folder: Path, 
     }
     assert same == {"clip": True, "decoder": False}
     assert not (Path(weights) / "checker").exists()  # it reads the captioned world, and would call every other word unknown
+
+
+def test_one_caption_of_a_list_that_is_not_utf_8_costs_one_picture(folder: Path) -> None:
+    coco = '{"images": [{"id": 1, "file_name": "01.png"}, {"id": 2, "file_name": "02.png"}], "annotations": ['
+    coco += '{"image_id": 1, "caption": "caf\u00e9"}, {"image_id": 2, "caption": "tea"}]}'
+    lists = {
+        "metadata.jsonl": '{"file_name": "01.png", "text": "caf\u00e9"}\n{"file_name": "02.png", "text": "tea"}\n',
+        "metadata.csv": "file_name,text\n01.png,caf\u00e9\n02.png,tea\n",
+        "captions.json": coco,
+    }
+    for name, content in lists.items():
+        for encoding, skipped in (("latin-1", [("01.png", "with a caption that is not UTF-8")]), ("utf-8-sig", [])):
+            (folder / name).write_bytes(content.encode(encoding))
+            found = list_folder(folder)
+            assert found.skipped == skipped and found.pictures[-1].captions == ("tea",) and len(found.pictures) == 2 - len(skipped)
+        (folder / name).unlink()
 
 
 def test_folders_that_cannot_be_used_get_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,11 +113,11 @@ def _inside(folder: Path, name: str) -> tuple[Path, int, int]:
 
 
 def _decoded(captions: bytes | list[str]) -> list[str]:
-    if isinstance(captions, list):
-        return captions
     try:
+        if isinstance(captions, list):
+            return [text.encode().decode() for text in captions]  # fails where a list was not UTF-8
         return captions.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise Unusable("with a caption that is not UTF-8") from None
 
 
@@ -133,10 +133,8 @@ def _entries(folder: Path) -> Iterator[Entry]:
     elif lists:
         source = folder / lists[0]
         try:
-            content = source.read_text(encoding="utf-8-sig")
+            content = source.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # one bad caption does not spoil the others
             yield from {".jsonl": _json_lines, ".csv": _csv_rows, ".json": _coco}[source.suffix](content)
-        except UnicodeDecodeError:
-            raise ValueError(f"{source} is not UTF-8 text: save it with that encoding") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{source} is not as expected ({type(error).__name__}: {error}): see the head of minunclip/data/files.py") from None
     else:
