@@ -37,7 +37,9 @@ from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
 from minunclip.experiments import EXPERIMENTS, as_markdown, over_seeds
 from minunclip.export import export_onnx
-from minunclip.loading import MODELS
+from minunclip.hub import local_folder
+from minunclip.hub import push as push_folder
+from minunclip.loading import MODELS, read_json
 from minunclip.models.clip import CLIP
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
@@ -312,6 +314,18 @@ def pack(run: str, weights: str) -> None:
     pack_run(Path(run), Path(weights))
 
 
+def push(folder: str, name: str, figures: str | None = None, private: bool = False) -> None:
+    """Upload packed weights to the Hub as owner/name, with a card. `figures`: what `evaluate --json` wrote for these very weights."""
+    tables = ""
+    if figures is not None:
+        found = read_json(Path(figures), "write it with `minunclip evaluate --json`")
+        if found.get("weights") != weights_id(Path(folder)):
+            raise ValueError(f"{figures} has the figures of other weights than those in {folder}: evaluate these")
+        tables = report.as_markdown(found)
+    UnCLIP.from_pretrained(folder)  # whole, and made for one another
+    print(push_folder(Path(folder), name, private, tables))
+
+
 def export(onnx: str, weights: str = str(WEIGHTS)) -> None:
     """Write the chain as ONNX files with a manifest, for programs without PyTorch, and compare each file with PyTorch by onnxruntime."""
     require_folder("onnx", onnx)
@@ -423,6 +437,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data evaluate": evaluate_own,
     "info": info,
     "pack": pack,
+    "push": push,
     "export": export,
 }
 POSITIONAL = {
@@ -432,6 +447,7 @@ POSITIONAL = {
     "experiment": ("name",),
     "rate": ("ratings", "pictures"),
     "pack": ("run", "weights"),
+    "push": ("folder", "name"),
     "data check": ("folder",),
     "data evaluate": ("run",),
 }
@@ -480,8 +496,9 @@ def make_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] in (["train"], ["info"], ["sample"]):  # jsonargparse wants a value for every option
+    if given[:1] in (["train"], ["info"], ["sample"], ["push"]):  # jsonargparse wants a value for every option
         flags = {"--dry-run": "--dry_run=true", "--dry_run": "--dry_run=true", "--budget": "--budget=true", "--signature": "--signature=true"}
+        flags |= {"--private": "--private=true"}
         given = [flags.get(word, word) for word in given]
     try:
         parsed = make_parser().parse_args(given)
@@ -493,6 +510,9 @@ def main(arguments: list[str] | None = None) -> int:
     values = options.as_dict()
     values.pop("config", None)
     try:
+        for option in ("weights", "init"):  # both may be names of the Hub; what `pack` calls weights is where they go to
+            if name != "pack" and values.get(option) is not None:
+                values[option] = str(local_folder(values[option]))
         COMMANDS[name](**values)
         sys.stdout.flush()
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -19,6 +20,7 @@ from minunclip.config import BASELINES, STAGES, DiffusionConfig
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import to_uint8, trim
 from minunclip.diffusion import Denoiser, OnStep, SamplerName, Schedule, SeededNoise, invert_ddim, make_schedule, revert_ddim, sample_ddim
+from minunclip.hub import local_folder, push
 from minunclip.loading import load_model
 from minunclip.models.autoregressive_prior import sample_autoregressive
 from minunclip.models.decoder import decoder_denoiser, sample_decoder
@@ -62,8 +64,8 @@ class UnCLIP:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "UnCLIP":
-        """Reads a folder with `tokenizer.json` and a sub-folder a stage. ValueError names the file or key that does not fit."""
-        folder = Path(folder)
+        """Reads a folder with `tokenizer.json` and a sub-folder a stage, or the Hub's owner/name. ValueError names the file or key that does not fit."""
+        folder = local_folder(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder with weights: run `make weights`, or name another with --weights")
         stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (folder / stage).is_dir()]
@@ -80,6 +82,12 @@ class UnCLIP:
         for stage, model in self.models.items():
             save_model(Path(folder) / stage, model, json.loads(json.dumps(asdict(model.config))), dtype)
         self.tokenizer.save(Path(folder) / "tokenizer.json")
+
+    def push_to_hub(self, name: str, private: bool = False) -> str:
+        """Uploads what `save_pretrained` writes as the Hub's owner/name; returns the address. For a folder with cards and figures: `minunclip push`."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(Path(folder), name, private)
 
     @property
     def device(self) -> torch.device:
