@@ -115,7 +115,8 @@ def train(
     everything = [name for name in STAGES if (data is None or name != "checker") and (clip is None or name != "clip")]
     for name in everything if stage == "all" else (stage,):
         settings = replace(run.preset.training[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-        settings = replace(settings, warmup=min(settings.warmup, settings.steps // 10))  # a short training would be over before it is warm
+        if steps is not None:  # a short training would be over before it is warm
+            settings = replace(settings, warmup=min(settings.warmup, steps // 10))
         if min(settings.steps, settings.batch_size) < 1 or settings.learning_rate <= 0:
             raise ValueError("steps and batch_size must be at least 1, and learning_rate above 0")
         if dry_run:
