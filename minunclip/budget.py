@@ -2,9 +2,14 @@
 
 FLOPs are counted in one forward pass of one example, operation by operation, a multiplication and an addition as two. A training step costs three
 forward passes (the backward pass is two). Weights, gradients, AdamW's two moments and the moving average are 20 bytes a parameter in float32.
-Activations are what the forward pass keeps for the backward one, counted tensor by tensor; checkpointing would trade most of them for a third more time.
+Activations are what the forward pass keeps for the backward one, counted tensor by tensor. With `recompute` a layer keeps its input alone, and the one
+whose turn it is in the backward pass all it needs, for one more forward pass. Many GPUs add what they say to each other: see `step_seconds`.
 """
 
+import copy
+import time
+from collections import Counter
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +17,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from minunclip.config import Preset, TrainingConfig, UpsamplerConfig
+from minunclip.distributed import layers
 from minunclip.loading import MODELS
 from minunclip.models.clip import CLIP
+from minunclip.training import autocast, compile_stacks, make_optimizers, recompute, update_ema
 
 BYTES = 20  # a parameter, in training: weights, gradients, two moments, moving average
+WEIGHT = 4  # of these
 UTILISATION = 0.4  # of the peak: what a well-kept training reaches
 PEAK = 312e12  # FLOP/s: an A100 in bfloat16
+OVERLAP = 0.5  # the share of the computing behind which a sharded model's gathering hides; a whole model's gradients are added up at the end
+A_MACHINE = 8  # GPUs
+NVLINK = 220e9  # bytes a second that a GPU passes on round a ring within its machine
+NETWORKS = {"8 x 200 Gb/s InfiniBand": 160e9, "100 Gb/s Ethernet": 10e9}  # bytes a second from machine to machine, 80 % of the wire
 
 
 class Cost(NamedTuple):
@@ -46,7 +58,7 @@ def _inputs(config: Any, stage: str, whole: bool) -> tuple[Tensor, ...]:
     if stage == "clip":
         return torch.zeros(1, 3, config.image_size, config.image_size), tokens, mask
     z = torch.zeros(1, config.embedding_dim)
-    if stage == "decoder":
+    if stage in ("decoder", "glide"):
         return torch.zeros(1, 3, config.image_size, config.image_size), timestep, z, tokens, mask
     encoded = torch.zeros(1, config.context_length, config.text_width)
     if stage == "prior":
@@ -54,59 +66,163 @@ def _inputs(config: Any, stage: str, whole: bool) -> tuple[Tensor, ...]:
     return encoded, mask, z, torch.zeros(1, config.components, dtype=torch.int64)
 
 
-def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, int]:
-    """FLOPs of one forward pass, and the bytes that it keeps for the backward pass (parameters left out)."""
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, int] = {}  # by storage: several tensors may be views of one
+def sample_inputs(stage: str, config: Any, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+    """Random numbers in the shape of so many training examples: what a model's `forward` takes."""
+    inputs = [tensor.expand(count, *tensor.shape[1:]).to(device) for tensor in _inputs(config, stage, whole=False)]
+    return tuple(torch.randn_like(tensor) if tensor.is_floating_point() else tensor for tensor in inputs)
+
+
+def _output(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if isinstance(model, CLIP):  # its loss compares examples, and costs next to nothing
+        return model.encode_image(inputs[0]), model.encode_text(*inputs[1:])
+    return (model(*inputs),)
+
+
+def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, int, int]:
+    """FLOPs of one forward pass, bytes that it keeps for the backward pass, parameters left out, and bytes of these with `recompute`."""
+    seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}  # by storage: several tensors may be views of one
+    alive: list[Any] = []  # lest the address of one be given to another
+    kept: Counter[nn.Module | None] = Counter()  # bytes by layer, None outside of all
+    entered: set[int] = set()
+    within: list[nn.Module | None] = [None]
+    entries = 0
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            alive.append(storage)
+            kept[within[0]] += storage.nbytes()
         return tensor
 
+    def enter(layer: nn.Module, given: tuple[Any, ...]) -> None:
+        nonlocal entries
+        within[0] = layer
+        storage = given[0].untyped_storage()
+        if storage._cdata not in entered:
+            entered.add(storage._cdata)
+            alive.append(storage)
+            entries += storage.nbytes()
+
+    def leave(layer: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+        within[0] = None
+
+    hooks = [hook for layer in layers(model) for hook in (layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave))]
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        if isinstance(model, CLIP):  # its loss compares examples, and costs next to nothing
-            output: Any = model.encode_image(inputs[0]), model.encode_text(*inputs[1:])
-        else:
-            output = model(*inputs)
+        output = _output(model, inputs)
     del output
-    return counter.get_total_flops(), sum(kept.values())
+    for hook in hooks:
+        hook.remove()
+    largest = max((size for layer, size in kept.items() if layer is not None), default=0)
+    return counter.get_total_flops(), sum(kept.values()), kept[None] + entries + largest
+
+
+def cost(stage: str, config: Any, settings: TrainingConfig) -> Cost:
+    """The cost of one stage; see the head of this module for the formulas."""
+    with torch.device("meta"):
+        model = MODELS[stage][0](config)
+        forward, plain, recomputed = count(model, _inputs(config, stage, whole=False))
+        whole = count(model, _inputs(config, stage, whole=True))[0]
+    if stage in ("clip", "ar-prior"):  # CLIP draws nothing; with cached keys and values the other sees each token once, as in one pass
+        calls = int(stage == "ar-prior")
+    else:
+        calls = config.diffusion.sampling_steps
+    parameters = sum(p.numel() for p in model.parameters())
+    training = (3.0 + settings.recompute) * forward * settings.batch_size * settings.steps
+    return Cost(parameters, forward, recomputed if settings.recompute else plain, whole * calls, training)
 
 
 def budget(preset: Preset) -> dict[str, Cost]:
-    """The cost of every stage of a preset, by stage; see the head of this module for the formulas."""
-    costs = {}
-    for stage, config in preset.models.items():
-        if stage == "checker":  # no part of unCLIP
-            continue
-        with torch.device("meta"):
-            model = MODELS[stage][0](config)
-            forward, activations = count(model, _inputs(config, stage, whole=False))
-            whole = count(model, _inputs(config, stage, whole=True))[0]
-        if stage in ("clip", "ar-prior"):  # CLIP draws nothing; with cached keys and values the other sees each token once, as in one pass
-            calls = int(stage == "ar-prior")
-        else:
-            calls = config.diffusion.sampling_steps
+    """The cost of every stage of unCLIP, by stage."""
+    return {stage: cost(stage, config, preset.training[stage]) for stage, config in preset.models.items() if stage != "checker"}
+
+
+def memory(cost: Cost, settings: TrainingConfig, gpus: int = 1) -> float:
+    """Bytes at the peak of a training step on each of so many GPUs, estimated: the state, and what the examples that are done at once keep.
+
+    In 16 bits these keep half as much. Sharded, a GPU has its share of the state, and the first one the average that is looked at as well.
+    """
+    at_once = settings.batch_size // settings.accumulation // gpus
+    state = cost.parameters * (BYTES / gpus + WEIGHT if settings.sharded and gpus > 1 else BYTES)
+    return state + at_once * cost.activations / (1 if settings.precision == "fp32" else 2)
+
+
+def step_seconds(cost: Cost, settings: TrainingConfig, gpus: int, network: float) -> float:
+    """One step of the whole batch on so many A100s, eight a machine, of which `network` bytes a second go from each to the next; an estimate."""
+    computing = cost.training / settings.steps / (gpus * PEAK * UTILISATION)
+    # a ring passes (n - 1) / n of the parameters n times round for a gather, a scatter of sums costs as much, and an all-reduce is one of each
+    lap = (gpus - 1) / gpus * cost.parameters * WEIGHT / (NVLINK if gpus <= A_MACHINE else min(NVLINK, network))
+    if settings.sharded:  # gathered for the forward and for the backward pass, then scattered, in every part of the batch
+        return computing + max(0.0, 3 * settings.accumulation * lap - OVERLAP * computing)
+    return computing + 2 * lap
+
+
+def measure(stage: str, config: Any, settings: TrainingConfig, device: torch.device, steps: int = 3) -> tuple[int, float]:
+    """What `memory` estimates, as the CUDA allocator has it (bytes; 0 elsewhere), and examples a second: of a few steps on random numbers."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    model = MODELS[stage][0](config).to(device).train()
+    average = copy.deepcopy(model).requires_grad_(False)
+    if settings.recompute:
+        recompute(model)
+    if settings.compile:
+        compile_stacks(model)
+    optimizers = make_optimizers(model, settings)
+    inputs = sample_inputs(stage, config, settings.batch_size // settings.accumulation, device)
+    start = 0.0
+    for step in range(-1, steps):  # the first one warms up
+        if step == 0:
+            start = time.perf_counter()
+        for _ in range(settings.accumulation):
+            with autocast(device, settings.precision):
+                loss = sum(output.float().square().mean() for output in _output(model, inputs))
+            torch.as_tensor(loss).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        update_ema(average, model, step + 1, settings.ema_decay)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    speed = steps * settings.batch_size / (time.perf_counter() - start)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0, speed
+
+
+def one_gpu_as_markdown(preset: Preset) -> str:
+    """What every stage of unCLIP is trained with on one GPU, and what that takes, as it is and with `recompute`."""
+    lines = ["| stage | parameters | batch | in parts of | precision | memory | with --recompute | A100-days |", "|---|---|---|---|---|---|---|---|"]
+    for stage, one in budget(preset).items():
         settings = preset.training[stage]
-        parameters = sum(p.numel() for p in model.parameters())
-        costs[stage] = Cost(parameters, forward, activations, whole * calls, 3.0 * forward * settings.batch_size * settings.steps)
-    return costs
+        again = replace(settings, recompute=True)
+        sizes = f"{settings.batch_size} | {settings.batch_size // settings.accumulation} | {settings.precision}"
+        needs = f"{memory(one, settings) / 1e9:.1f} GB | {memory(cost(stage, preset.models[stage], again), again) / 1e9:.1f} GB"
+        lines.append(f"| {stage} | {one.parameters / 1e6:.0f} M | {sizes} | {needs} | {one.gpu_days:.2f} |")
+    return "\n".join(lines)
 
 
-def memory(cost: Cost, settings: TrainingConfig) -> float:
-    """Bytes at the peak of a training step, estimated: the state, and what the examples that are done at once keep (in 16 bits half as much)."""
-    at_once = settings.batch_size // settings.accumulation
-    return cost.parameters * BYTES + at_once * cost.activations / (1 if settings.precision == "fp32" else 2)
+def many_gpus_as_markdown(preset: Preset, gpus: tuple[int, ...] = (8, 64, 256)) -> str:
+    """Days for all steps, the share of them that is spent computing, and memory a GPU, on so many A100s, with `recompute` and, but for CLIP, `sharded`."""
+    lines = ["| stage | between machines | " + " | ".join(f"{n} GPUs" for n in gpus) + " |", "|---|---|" + "---|" * len(gpus)]
+    for stage, config in preset.models.items():
+        if stage == "checker":
+            continue
+        settings = replace(preset.training[stage], recompute=True, sharded=stage != "clip")
+        one = cost(stage, config, settings)
+        for name, network in NETWORKS.items():
+            cells = []
+            for n in gpus:
+                days = step_seconds(one, settings, n, network) * settings.steps / 86_400
+                cells.append(f"{days:,.1f} days, {one.gpu_days / n / days:.0%}, {memory(one, settings, n) / 1e9:.0f} GB")
+            lines.append(f"| {stage} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def as_text(preset: Preset) -> str:
     """The budget as a table for a terminal."""
     lines = [f"{'stage':<11} {'parameters':>11} {'forward':>12} {'a picture':>12} {'state':>9} {'activations':>12} {'training':>11} {'A100-days':>10}"]
-    for stage, cost in budget(preset).items():
+    for stage, one in budget(preset).items():
         lines.append(
-            f"{stage:<11} {cost.parameters / 1e6:>9,.1f} M {cost.forward / 1e9:>7,.1f} GFLOP {cost.sampling / 1e12:>6,.2f} TFLOP "
-            f"{cost.parameters * BYTES / 1e9:>6,.1f} GB {cost.activations / 1e6:>9,.1f} MB {cost.training / 1e18:>8,.1f} EF {cost.gpu_days:>10,.1f}"
+            f"{stage:<11} {one.parameters / 1e6:>9,.1f} M {one.forward / 1e9:>7,.1f} GFLOP {one.sampling / 1e12:>6,.2f} TFLOP "
+            f"{one.parameters * BYTES / 1e9:>6,.1f} GB {one.activations / 1e6:>9,.1f} MB {one.training / 1e18:>8,.1f} EF {one.gpu_days:>10,.1f}"
         )
     lines.append(f"state: {BYTES} bytes a parameter; activations: of one example, float32; A100-days at {UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s")
     return "\n".join(lines)

@@ -20,10 +20,9 @@ from tqdm import tqdm
 from minunclip import report, report_own
 from minunclip.ablations import TRAININGS
 from minunclip.aesthetics import fit_probe, read_ratings
+from minunclip.budget import PEAK, cost, measure, memory
 from minunclip.budget import as_text as budget_as_text
-from minunclip.budget import budget as costs_of
-from minunclip.budget import memory
-from minunclip.config import BASELINES, PRESETS, STAGES, Preset
+from minunclip.config import BASELINES, PRESETS, STAGES, Preset, TrainingConfig
 from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
 from minunclip.data.collection import refusal
@@ -32,7 +31,7 @@ from minunclip.data.files import Crop, check_folder, read_lines, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import load_world, to_tensor, to_uint8
-from minunclip.distributed import first_one_then_all
+from minunclip.distributed import first_one_then_all, ranks
 from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
 from minunclip.experiments import EXPERIMENTS, as_markdown, over_seeds
@@ -46,7 +45,9 @@ from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
 from minunclip.plots import picture_grid, stages_figure, table_figure
 from minunclip.runs import Run, adopt_clip, on_clip, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
+from minunclip.stages import WHOLE
 from minunclip.stages import train as train_stage
+from minunclip.tracking import require_tensorboard
 from minunclip.training import TrainingError, write_atomically
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
@@ -66,7 +67,7 @@ def pick_device(name: Device) -> torch.device:
 
 def train(
     stage: Literal["clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker", "glide", "dalle-vae", "dalle", "all"],
-    preset: Literal["tiny", "cpu", "gpu"] = "cpu",
+    preset: Literal["tiny", "cpu", "gpu", "paper"] = "cpu",
     out: str | None = None,
     seed: int = 0,
     device: Device = "auto",
@@ -75,6 +76,11 @@ def train(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    accumulation: int | None = None,
+    recompute: bool | None = None,
+    compile: bool | None = None,
+    sharded: bool | None = None,
+    track: bool = False,
     data: str | None = None,
     crop: Crop = "centre",
     init: str | None = None,
@@ -87,12 +93,17 @@ def train(
     checker, which reads that world, is then no part of "all". "emoji" stands for the system's, which are drawn into the folder of the run.
     `crop`: which square of each is learned from. `init`: a folder of weights to start from, such as data/weights.
     `clip`: a folder with a published CLIP, as the Hub has it (weights as safetensors, config, merges.txt), on whose embeddings all is trained.
-    With --dry_run (or --dry-run) settings, parameters and the memory that a step needs, an estimate, are printed, and nothing is done.
+    With --dry_run (or --dry-run) nothing is trained: settings, parameters, activations and the peak of memory are printed, estimated and, on a GPU, measured.
+    `recompute` and `sharded` save memory, `compile` time, `track` writes for TensorBoard; minunclip/config.py and docs/scale.md say more.
     """
     if data is not None and stage == "checker":
         raise ValueError("the checker reads scenes of the captioned world and cannot learn from other pictures: leave --data out")
     if init is not None and not (Path(init) / "tokenizer.json").is_file():
         raise ValueError(f"{init} has no tokenizer.json: give --init a folder of packed weights, such as data/weights")
+    if preset == "paper" and not dry_run:
+        raise ValueError("the paper's sizes are there to be counted: use --dry-run, or --preset gpu")
+    if track:
+        require_tensorboard()
     chosen, published = preset_named(preset), None if clip is None else CLIP.from_openai(clip).float()
     if published is not None:
         if init is not None or stage == "clip":
@@ -110,20 +121,37 @@ def train(
     if published is not None and not dry_run:
         with first_one_then_all():
             adopt_clip(run, published)
-    given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "precision": precision}
-    counts, costs = (parameter_counts(run.preset), costs_of(run.preset)) if dry_run else ({}, {})
+    given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "precision": precision, "accumulation": accumulation}
+    given |= {"recompute": recompute, "compile": compile, "sharded": sharded}
     everything = [name for name in STAGES if (data is None or name != "checker") and (clip is None or name != "clip")]
     for name in everything if stage == "all" else (stage,):
         settings = replace(run.preset.training[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
         if steps is not None:  # a short training would be over before it is warm
             settings = replace(settings, warmup=min(settings.warmup, steps // 10))
-        if min(settings.steps, settings.batch_size) < 1 or settings.learning_rate <= 0:
-            raise ValueError("steps and batch_size must be at least 1, and learning_rate above 0")
+        if min(settings.steps, settings.batch_size, settings.accumulation) < 1 or settings.learning_rate <= 0:
+            raise ValueError("steps, batch_size and accumulation must be at least 1, and learning_rate above 0")
         if dry_run:
-            needs = f", about {memory(costs[name], settings) / 1e9:,.2f} GB" if name in costs else ""
-            print(f"{name}: {counts[name] / 1e6:,.2f} M parameters{needs} on {run.device} in {run.folder / name}, {settings}")
+            print(dry(name, run, settings))
         else:
-            train_stage(name, run, settings=settings, resume=resume == "auto")
+            train_stage(name, run, settings=settings, resume=resume == "auto", track=track)
+
+
+def dry(stage: str, run: Run, settings: TrainingConfig) -> str:
+    """What training a stage would take, in a line: counted, and on a GPU also measured in a few steps on random numbers that are thrown away."""
+    config = (run.preset.models | run.preset.baselines)[stage]
+    facts = [f"{parameter_counts(run.preset)[stage] / 1e6:,.2f} M parameters"]
+    if stage not in ("checker", "dalle-vae", "dalle"):
+        settings = replace(settings, sharded=settings.sharded and stage not in WHOLE)
+        one, gpus = cost(stage, config, settings), ranks()
+        facts.append(f"{one.activations / 1e6:,.1f} MB of activations an example in fp32, {settings.batch_size // settings.accumulation // gpus} at once")
+        facts.append(f"about {memory(one, settings, gpus) / 1e9:,.2f} GB at the peak")
+        if run.device.type == "cuda" and gpus == 1:
+            try:
+                peak, speed = measure(stage, config, settings, run.device)
+                facts.append(f"measured {peak / 1e9:,.2f} GB, {speed:,.1f} examples/s, {speed * 3 * one.forward / PEAK:.0%} of an A100's peak")
+            except torch.OutOfMemoryError:
+                facts.append("measured: more than this GPU has")
+    return f"{stage}: {', '.join(facts)}; on {run.device} in {run.folder / stage}, {settings}"
 
 
 def warn(model: UnCLIP, captions: Sequence[str]) -> None:
@@ -498,9 +526,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] in (["train"], ["info"], ["sample"], ["push"]):  # jsonargparse wants a value for every option
-        flags = {"--dry-run": "--dry_run=true", "--dry_run": "--dry_run=true", "--budget": "--budget=true", "--signature": "--signature=true"}
-        flags |= {"--private": "--private=true"}
-        given = [flags.get(word, word) for word in given]
+        flags = ("--dry_run", "--budget", "--signature", "--private", "--recompute", "--compile", "--sharded", "--track")
+        given = ["--dry_run" if word == "--dry-run" else word for word in given]
+        given = [f"{word}=true" if word in flags else word for word in given]
     try:
         parsed = make_parser().parse_args(given)
     except SystemExit as stop:  # --help, or a bad option

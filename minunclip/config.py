@@ -173,6 +173,10 @@ class TrainingConfig:
     ema_decay: float = 0.995
     accumulation: int = 1  # forward and backward passes a step, each of batch_size / accumulation
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    # how the same numbers come about; like accumulation, a run may go on with another
+    recompute: bool = False  # the backward pass computes each layer's activations again in place of keeping them: less memory, a third more work
+    compile: bool = False  # torch.compile; off on a CPU
+    sharded: bool = False  # under torchrun each process keeps a share of the model; CLIP, the VAE and the checker stay whole
     checkpoint_every: int = 200
     sample_every: int = 500
     validate_every: int = 100

@@ -1,18 +1,25 @@
-"""Training on several processes, one a device, started by torchrun: data parallel, with the same numbers as on one.
+"""Training on several processes, one a device, started by torchrun or accelerate: data parallel, with the same numbers as on one.
 
 A global batch falls into equal parts. One process does them one after the other (gradient accumulation); several share them out and add up their
 gradients. Each part has random numbers of its own, so that N processes with A parts each do what one process with N * A parts does, up to the
 order of summation. CLIP's loss compares all pairs of the global batch: its embeddings are gathered, with their gradients.
+
+A model that is too large for every device to keep whole is sharded (FSDP2, after ZeRO, Rajbhandari et al. 2020): each process keeps a share of every
+parameter, gradient, moment and average, and a layer is put together when its turn comes. Files are those of a model that is whole.
 """
 
 import atexit
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed.nn.functional as collective
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
 
 
 def start(device: torch.device) -> torch.device:
@@ -57,10 +64,70 @@ def add_gradients(model: nn.Module) -> None:
     if ranks() == 1:
         return
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if isinstance(gradients[0], DTensor):  # added up already, when each layer's turn was over; but as a mean
+        torch._foreach_mul_(gradients, ranks())
+        return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
         gradient.copy_(part.view_as(gradient))
+
+
+def clip_gradients(model: nn.Module, longest: float) -> Tensor:
+    """Shortens the gradient to that length at most; returns the length that it had."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), longest)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The entries of every nn.ModuleList: a transformer's blocks, a U-Net's stages."""
+    return [layer for stack in model.modules() if isinstance(stack, nn.ModuleList) for layer in stack]
+
+
+def shard(model: nn.Module) -> None:
+    """Leaves each process its share of every parameter, in place. From then on only `forward` may be called, by all processes at once."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # keys and values, which nobody changes in place
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # channels-last is not understood
+    mesh = init_device_mesh(next(model.parameters()).device.type, (ranks(),))
+    for module in (*layers(model), model):
+        fully_shard(module, mesh=mesh)
+
+
+def whole(values: Any) -> Any:
+    """Any nest of lists and dicts with the tensors in it put together, on the CPU. All processes must call it; only the first keeps what it gets."""
+
+    def gathered(value: Any) -> Any:
+        if isinstance(value, DTensor):
+            full = value.full_tensor()
+            return full.cpu() if rank() == 0 else None
+        return value
+
+    return tree_map(gathered, values)
+
+
+def share(value: Any, like: Tensor) -> Any:
+    """Of a whole tensor in the shape of a parameter what this process needs beside that: its share, or all, laid out in memory alike."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape != like.shape:
+        return value
+    if isinstance(like, DTensor):
+        return distribute_tensor(value.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None)
+    return torch.empty_like(like, dtype=value.dtype).copy_(value)  # a fused optimiser walks through both by address
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process keeps of a tensor: its share of a sharded one, all of any other."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def put_together(sharded: nn.Module, model: nn.Module) -> None:
+    """Copies a sharded model into a whole one. All processes must call it."""
+    for kept, current in zip(model.state_dict().values(), sharded.state_dict().values()):
+        kept.copy_(current.full_tensor() if isinstance(current, DTensor) else current)
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:

@@ -34,6 +34,7 @@ from minunclip.runs import GRID, Loss, Run, Trained, flip, moments, tile
 from minunclip.training import Batch, TrainingError, fit, write_atomically
 
 CHECKER_SCENES = 20_000
+WHOLE = ("clip", "dalle-vae", "checker")  # never sharded: small, and their losses call parts of them
 SOFT_SHARE = 4  # one in so many pictures that CLIP trains on is a blown-up small one, so that it can judge the decoder's pictures too
 
 
@@ -261,6 +262,7 @@ def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tup
     settings = settings or run.preset.training[stage]
     if run.device.type == "cpu" and settings.precision == "bf16" and not torch.cpu._is_avx512_bf16_supported():
         settings = replace(settings, precision="fp32")  # without the instructions bf16 is emulated, and slower
+    settings = replace(settings, compile=settings.compile and run.device.type != "cpu", sharded=settings.sharded and stage not in WHOLE)
     with first_one_then_all():
         _prepare_files(stage, run)
     torch.manual_seed(run.seed)
@@ -290,8 +292,8 @@ def commit() -> str:
     return name + ("+" if changed else "")
 
 
-def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, stop_after: int | None = None) -> nn.Module:
-    """Trains one stage of STAGES or BASELINES in `run.folder / stage` and returns its moving average."""
+def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, **options: Any) -> nn.Module:
+    """Trains one stage of STAGES or BASELINES in `run.folder / stage` and returns its moving average; `options` go to `training.fit`."""
     if run.init is not None and rank() == 0:
         for other in STAGES:  # those that are not trained further are used, and packed, as they are; the checker knows the captioned world alone
             if (run.init / other).is_dir() and not (run.folder / other).exists() and (run.data is None or other != "checker"):
@@ -308,4 +310,4 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
         facts = {"commit": commit(), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.device}, torch {torch.__version__}"}
         facts |= {name: path.name for name, path in (("data", run.data), ("init", run.init)) if path is not None}
         write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))
-    return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, stop_after=stop_after, **looks)
+    return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, **options, **looks)

@@ -1,7 +1,7 @@
 """One training loop for every stage: it knows no model, only a batch, a loss and what to save.
 
 AdamW or Muon with linear warm-up and cosine decay, gradient clipping and accumulation, an exponential moving average of the weights, bf16 or fp16
-autocast, a JSONL log, a loss curve, samples from fixed noise, and checkpoints from which a run goes on bit for bit as if it had never
+autocast, a JSONL log, a loss curve, samples from fixed noise, TensorBoard if asked for, and checkpoints from which a run goes on bit for bit as if it had never
 stopped (on the CPU): every step seeds torch with its own number, and every batch is a function of the step.
 """
 
@@ -14,22 +14,29 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 from tqdm import tqdm
 
 from minunclip import distributed
 from minunclip.config import TrainingConfig
 from minunclip.muon import Muon
+from minunclip.tracking import open_board, show_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Batch = dict[str, Tensor]
 LOG_EVERY = 10
+MEANS = ("accumulation", "recompute", "compile", "sharded")  # settings that change how a run comes about, not what comes of it
 
 
 class TrainingError(RuntimeError):
@@ -73,6 +80,19 @@ def update_ema(average: nn.Module, model: nn.Module, step: int, decay: float) ->
     for kept, current in zip(average.buffers(), model.buffers()):
         kept.copy_(current)
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def recompute(model: nn.Module) -> None:
+    """Every layer keeps only its input for the backward pass, which runs the layer again (Chen et al. 2016), with the same random numbers."""
+    for layer in distributed.layers(model):
+        layer.forward = partial(checkpointed, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def compile_stacks(model: nn.Module, backend: str = "inductor") -> None:
+    """torch.compile on every transformer and U-Net: whatever holds a stack of layers. Dropout then draws other numbers."""
+    for module in model.modules():
+        if any(isinstance(child, nn.ModuleList) for child in module.children()):
+            module.compile(backend=backend)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -122,46 +142,66 @@ def fit(
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     sample: Callable[[nn.Module], np.ndarray] | None = None,
     stop_after: int | None = None,
+    track: bool = False,
 ) -> nn.Module:
     """Trains `model` in place and returns its moving average, which is what is saved in `folder` and used from then on.
 
     `batch(step)` gives tensors with a first dimension of `settings.batch_size`; `loss(model, batch)` a scalar. `validate` and `sample` see the
     moving average; `sample` gives a picture, uint8 (H, W, 3). `folder` holds the log, pictures and checkpoint; with `resume` a run that was cut
-    short there goes on. `stop_after` ends the run at that step, as Ctrl-C would. Raises TrainingError on a loss that is not finite.
+    short there goes on. `stop_after` ends the run at that step, as Ctrl-C would. With `track` TensorBoard finds it all in `folder` too.
+    Raises TrainingError on a loss that is not finite.
     Under torchrun every process calls it alike, and the first one alone writes (see `minunclip.distributed`).
     """
     device = next(model.parameters()).device
     writes, parts = distributed.rank() == 0, settings.accumulation * distributed.ranks()
     if settings.batch_size % parts:
         raise TrainingError(f"{name}: a batch of {settings.batch_size} does not fall into {parts} equal parts: change batch_size or accumulation")
+    sharded = settings.sharded and distributed.ranks() > 1
+    if sharded and settings.precision == "fp16":
+        raise TrainingError(f"{name}: fp16 scales the loss by gradients that no process sees whole: shard in bf16 or fp32")
     folder.mkdir(parents=True, exist_ok=True)
     average = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizers = make_optimizers(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    identity = json.dumps({"training": asdict(settings), "model": model_config, "seed": seed}, sort_keys=True)
+    identity = _identity({"training": asdict(settings), "model": model_config, "seed": seed})
     checkpoint, log = folder / "training.pt", folder / "log.jsonl"
-    first, seconds = 0, 0.0
+    first, seconds, state = 0, 0.0, None
     if resume and checkpoint.exists():
         try:
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
+            state = torch.load(checkpoint, map_location="cpu" if sharded else device, mmap=sharded, weights_only=True)
         except (RuntimeError, EOFError, OSError, UnpicklingError):
             raise TrainingError(f"{checkpoint} is damaged: delete it, or use --resume never to start anew") from None
-        if state["identity"] != identity:
+        if _identity(json.loads(state["identity"])) != identity:
             raise TrainingError(f"{folder} holds a {name} run with other settings: give another --out, or --resume never to start anew")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        for optimizer, kept in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(kept)
         scaler.load_state_dict(state["scaler"])
         first, seconds = state["step"], state["seconds"]
+    shown = average  # what is looked at and saved
+    if sharded:
+        shown = copy.deepcopy(average).to(device if writes else "cpu")
+        distributed.shard(model)
+        distributed.shard(average)
+    if settings.recompute:
+        recompute(model)
+    if settings.compile:
+        compile_stacks(model)
+    optimizers = make_optimizers(model, settings)
+    for optimizer, kept in zip(optimizers, state["optimizers"] if state is not None else ()):
+        owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        shares = {i: {key: distributed.share(value, owners[i]) for key, value in entry.items()} for i, entry in kept["state"].items()}
+        optimizer.load_state_dict({**kept, "state": shares})
+    del state
     if writes:
         _cut_log(log, first)
+    boards = [open_board(folder, first)] if track and writes else []
 
     def save(step: int) -> None:
         state = {"step": step, "seconds": seconds, "identity": identity, "model": model.state_dict(), "average": average.state_dict()}
         state |= {"optimizers": [optimizer.state_dict() for optimizer in optimizers], "scaler": scaler.state_dict()}
-        write_atomically(checkpoint, lambda path: torch.save(state, path))
-        save_model(folder, average, model_config)
+        state = distributed.whole(state)
+        if writes:
+            write_atomically(checkpoint, lambda path: torch.save(state, path))
+            save_model(folder, shown, model_config)
 
     stopping: list[int] = []
     previous = {s: signal.signal(s, lambda number, frame: stopping.append(number)) for s in _signals()}
@@ -186,7 +226,7 @@ def fit(
             distributed.add_gradients(model)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            norm = distributed.clip_gradients(model, settings.clip_norm)
             for optimizer in optimizers:
                 scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
@@ -196,6 +236,8 @@ def fit(
             step += 1
             stop = distributed.anywhere(bool(stopping), device)
             due = step % settings.checkpoint_every == 0 or step == settings.steps or stop or step == stop_after
+            if sharded and (due or step % settings.validate_every == 0 or step % settings.sample_every == 0):
+                distributed.put_together(average, shown)
             if step % LOG_EVERY == 0 or due:  # the only places where the host waits for the device
                 losses = distributed.total(torch.stack(pending)).tolist()
                 pending.clear()
@@ -209,19 +251,26 @@ def fit(
                 line |= {"gradient_norm": float(norm), "images_per_second": round(speed, 1), "seconds": round(seconds, 2)}
                 line |= {"data_wait": round(waited / (now - started), 4)}
                 if writes and validate is not None and (step % settings.validate_every == 0 or step == settings.steps):
-                    line |= validate(average)
+                    line |= validate(shown)
                 if writes:
                     with open(log, "a") as file:
                         file.write(json.dumps(line) + "\n")
+                for board in boards:
+                    show_line(board, line)
                 bar.set_postfix_str(f"loss {line['loss']:.4f}, {speed:.0f} images/s")
                 started, waited = time.perf_counter(), 0.0
             bar.update()
-            if due and writes:
+            if due:
                 save(step)
             if writes and (step % settings.sample_every == 0 or step == settings.steps):
+                figure = plot_log(log, folder / "loss.png", name)
+                for board in boards:
+                    board.add_figure("loss curve", figure, step)
                 if sample is not None:
-                    _save_picture(folder / f"samples-{step:06d}.png", sample(average))
-                plot_log(log, folder / "loss.png", name)
+                    picture = sample(shown)
+                    _save_picture(folder / f"samples-{step:06d}.png", picture)
+                    for board in boards:
+                        board.add_image("samples", picture, step, dataformats="HWC")
             if due:
                 distributed.wait_for_all()  # nobody leaves, or goes on to the next stage, before the files are written
             if stop or step == stop_after:
@@ -236,11 +285,13 @@ def fit(
         raise TrainingError(f"{name}: another process was lost at step {step}; the last checkpoint is intact, the same command goes on from it") from None
     finally:
         bar.close()
+        for board in boards:
+            board.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
     if writes and step == first == settings.steps:  # a run that was killed between its last checkpoint and its model has an older model there
-        save_model(folder, average, model_config)
-    return average
+        save_model(folder, shown, model_config)
+    return shown
 
 
 def _signals() -> tuple[signal.Signals, ...]:
@@ -248,6 +299,11 @@ def _signals() -> tuple[signal.Signals, ...]:
     import threading
 
     return (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+
+
+def _identity(facts: dict[str, Any]) -> str:
+    """What two runs must share for one to go on from the other, as a line of JSON."""
+    return json.dumps({**facts, "training": {key: value for key, value in facts["training"].items() if key not in MEANS}}, sort_keys=True)
 
 
 def _require_finite(losses: list[float], step: int, name: str) -> None:
@@ -269,8 +325,8 @@ def read_log(log: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def plot_log(log: Path, picture: Path, name: str) -> None:
-    """The loss curve as a PNG, training and validation, on a logarithmic axis."""
+def plot_log(log: Path, picture: Path, name: str) -> "Figure":
+    """The loss curve, training and validation, on a logarithmic axis; written as a PNG and returned."""
     from matplotlib.figure import Figure
 
     lines = read_log(log)
@@ -283,6 +339,7 @@ def plot_log(log: Path, picture: Path, name: str) -> None:
     axes.set(xlabel="step", ylabel="loss", title=name, yscale="log")
     axes.legend()
     write_atomically(picture, lambda path: figure.savefig(path, format="png", dpi=110))
+    return figure
 
 
 def _save_picture(path: Path, picture: np.ndarray) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from minunclip.budget import BYTES, PEAK, UTILISATION, budget, count, memory
+from minunclip.budget import BYTES, PEAK, UTILISATION, budget, cost, count, measure, memory, step_seconds
 from minunclip.cli import main
-from minunclip.config import PRESETS, TINY, TransformerConfig
+from minunclip.config import CPU, PRESETS, TINY, TransformerConfig
 from minunclip.models.transformer import Transformer
 
 
@@ -24,7 +24,7 @@ class Causal(nn.Module):
 def test_flops_of_a_transformer() -> None:
     tokens, width, layers = 10, 32, 3
     with torch.device("meta"):
-        flops, _ = count(Causal(), (torch.zeros(1, tokens, width),))
+        flops, _, _ = count(Causal(), (torch.zeros(1, tokens, width),))
     # of every block 12 w^2 weights, each a multiplication and an addition for a token, and two products of n by n by w
     assert flops == layers * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
 
@@ -33,9 +33,64 @@ def test_flops_of_a_transformer() -> None:
 def test_what_a_chain_of_layers_keeps(device: str) -> None:
     with torch.device(device):
         model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Sigmoid())
-        flops, kept = count(model, (torch.zeros(7, 6),))
+        flops, kept, _ = count(model, (torch.zeros(7, 6),))
     # the input of each linear layer (the second is what ReLU keeps too), and the output of the sigmoid
     assert kept == 4 * 7 * (6 + 5 + 4) and flops == 2 * 7 * (6 * 5 + 5 * 4)
+
+
+class Stack(nn.Module):
+    """Layers of different widths, and one map outside of them."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(a, b), nn.Sigmoid(), nn.Linear(b, b)) for a, b in zip(widths, widths[1:]))
+        self.end = nn.Linear(widths[-1], 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.end(x)
+
+
+def test_what_is_kept_when_layers_are_run_again() -> None:
+    with torch.device("meta"):
+        _, kept, recomputed = count(Stack(6, 5, 4, 3), (torch.zeros(7, 6),))
+    # of every layer its input and the sigmoid's output, and the input of the last map
+    assert kept == 4 * 7 * ((6 + 5) + (5 + 4) + (4 + 3) + 3)
+    # every layer's input, the input of the last map, and all that the largest layer keeps
+    assert recomputed == 4 * 7 * ((6 + 5 + 4) + 3 + (6 + 5))
+
+
+def test_recomputing_costs_a_third_more_and_keeps_less() -> None:
+    for stage in ("prior", "decoder", "upsampler1"):
+        config, settings = CPU.models[stage], CPU.training[stage]
+        plain, again = cost(stage, config, settings), cost(stage, config, replace(settings, recompute=True))
+        assert again.training == pytest.approx(4 / 3 * plain.training) and again.activations < plain.activations / 1.5
+
+
+def test_a_share_of_the_state() -> None:
+    one, settings = budget(TINY)["decoder"], replace(TINY.training["decoder"], sharded=True)
+    assert memory(one, settings) == memory(one, replace(settings, sharded=False))  # alone
+    assert memory(one, settings, gpus=4) == one.parameters * (20 / 4 + 4) + 4 * one.activations
+
+
+def test_seconds_of_a_step_on_many_gpus() -> None:
+    one, settings = budget(PRESETS["paper"])["decoder"], PRESETS["paper"].training["decoder"]
+    computing = 3 * one.forward * 2048 / (312e12 * 0.4)
+    assert step_seconds(one, settings, 1, 1e9) == pytest.approx(computing)
+    # an all-reduce sends every parameter (4 bytes) out twice, but for each GPU's own share
+    assert step_seconds(one, settings, 8, 1e9) == pytest.approx(computing / 8 + 2 * 7 / 8 * 4 * one.parameters / 220e9)
+    assert step_seconds(one, settings, 64, 1e9) == pytest.approx(computing / 64 + 2 * 63 / 64 * 4 * one.parameters / 1e9)
+    sharded = replace(settings, sharded=True, accumulation=2)  # three rounds for each of two parts, less what hides behind half of the computing
+    assert step_seconds(one, sharded, 64, 1e9) == pytest.approx(computing / 64 + 6 * 63 / 64 * 4 * one.parameters / 1e9 - computing / 128)
+    assert step_seconds(one, sharded, 8, 1e9) == pytest.approx(computing / 8)
+
+
+def test_a_few_steps_can_be_measured() -> None:
+    for stage in ("clip", "decoder"):
+        settings = replace(TINY.training[stage], batch_size=4, recompute=True)
+        peak, speed = measure(stage, TINY.models[stage], settings, torch.device("cpu"), steps=1)
+        assert peak == 0 and speed > 0  # nothing counts a CPU's memory
 
 
 def test_training_grows_with_steps_and_batch_and_sampling_with_its_steps() -> None:
@@ -43,9 +98,9 @@ def test_training_grows_with_steps_and_batch_and_sampling_with_its_steps() -> No
     settings = {stage: replace(s, steps=2 * s.steps, batch_size=3 * s.batch_size) for stage, s in TINY.training.items()}
     prior = replace(TINY.prior, diffusion=replace(TINY.prior.diffusion, sampling_steps=5 * TINY.prior.diffusion.sampling_steps))
     more = budget(replace(TINY, training=settings, prior=prior))
-    for stage, cost in once.items():
-        assert more[stage].training == pytest.approx(6 * cost.training) and more[stage].forward == cost.forward > 0 and cost.activations > 0
-        assert cost.gpu_days == pytest.approx(cost.training / PEAK / UTILISATION / 86_400)
+    for stage, one in once.items():
+        assert more[stage].training == pytest.approx(6 * one.training) and more[stage].forward == one.forward > 0 and one.activations > 0
+        assert one.gpu_days == pytest.approx(one.training / PEAK / UTILISATION / 86_400)
     assert more["prior"].sampling == 5 * once["prior"].sampling and once["clip"].sampling == 0
     quarters = 16 * TINY.upsampler1.diffusion.sampling_steps * once["upsampler1"].forward  # of the side, in training; but the timestep has no size
     assert once["upsampler1"].sampling == pytest.approx(quarters, rel=0.05)
@@ -61,8 +116,8 @@ def test_memory_falls_with_accumulation_and_precision_but_not_below_the_state() 
 
 
 def test_every_stage_of_the_gpu_preset_fits_a_card_of_24_gb() -> None:
-    for stage, cost in budget(PRESETS["gpu"]).items():
-        assert memory(cost, PRESETS["gpu"].training[stage]) < 22e9, stage  # two for what an estimate leaves out
+    for stage, one in budget(PRESETS["gpu"]).items():
+        assert memory(one, PRESETS["gpu"].training[stage]) < 22e9, stage  # two for what an estimate leaves out
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

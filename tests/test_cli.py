@@ -160,7 +160,10 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys) -> None:
     assert main(["train", "all", "--preset", "tiny", "--out", str(tmp_path / "run"), "--batch_size", "7", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == list(STAGES) and all("batch_size=7" in line for line in lines)
-    assert all((" GB" in line) == (stage != "checker") for stage, line in zip(STAGES, lines))
+    assert all((" GB at the peak" in line) == (stage != "checker") for stage, line in zip(STAGES, lines))
+    command = ["train", "decoder", "--preset", "paper", "--out", str(tmp_path / "run"), "--recompute", "--dry-run"]
+    assert main(command) == 0 and "3,563.17 M parameters, 430.0 MB of activations an example in fp32, 2048 at once" in capsys.readouterr().out
+    assert "use --dry-run" in refused(command[:-1], capsys)
     assert files(tmp_path) == set()
 
 

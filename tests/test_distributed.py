@@ -21,21 +21,23 @@ from minunclip.config import TINY
 from minunclip.distributed import start
 from minunclip.runs import Run
 from minunclip.stages import train
-folder, accumulation, stop_after, *stages = sys.argv[1:]
+folder, accumulation, stop_after, means, *stages = sys.argv[1:]
 torch.set_num_threads(1)
 run = Run(TINY, Path(folder), start(torch.device("cpu")))
 for stage in stages:
     settings = replace(TINY.training[stage], accumulation=1 if stage == "clip" else int(accumulation))
+    settings = replace(settings, sharded="sharded" in means, recompute="recompute" in means)
     train(stage, run, settings=settings, stop_after=int(stop_after) or None)
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 QUIET = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def work(script: Path, processes: int, folder: Path, accumulation: int, *stages: str, stop_after: int = 0) -> None:
+def work(script: Path, processes: int, folder: Path, accumulation: int, *stages: str, stop_after: int = 0, means: str = "") -> None:
     script.write_text(WORKER)
     start = [sys.executable] if processes == 1 else [*TORCHRUN, "--nproc-per-node", str(processes)]
-    done = subprocess.run([*start, str(script), str(folder), str(accumulation), str(stop_after), *stages], env=QUIET, capture_output=True, text=True)
+    given = [str(script), str(folder), str(accumulation), str(stop_after), means, *stages]
+    done = subprocess.run([*start, *given], env=QUIET, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -43,19 +45,32 @@ def log(folder: Path, stage: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / stage / "log.jsonl").read_text().splitlines()]
 
 
+def assert_same(one: Path, other: Path, stage: str) -> None:
+    """The same losses, gradients and weights, up to the order of summation."""
+    for a, b in zip(log(one, stage), log(other, stage), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+        assert a.keys() == b.keys() and a.get("validation_loss", 1) == pytest.approx(b.get("validation_loss", 1), rel=1e-3)
+    ours, theirs = (load_file(folder / stage / "model.safetensors") for folder in (one, other))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=2e-4, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_do_what_one_does_in_as_many_parts(tmp_path: Path, processes: int) -> None:
     stages = ("clip", "prior", "decoder", "upsampler1") if processes == 2 else ("clip", "decoder")
-    one, many = tmp_path / "one", tmp_path / "many"
+    one, many, sharded = tmp_path / "one", tmp_path / "many", tmp_path / "sharded"
     work(tmp_path / "worker.py", 1, one, processes, *stages)
     work(tmp_path / "worker.py", processes, many, 1, *stages)
+    sharded_stages = [stage for stage in stages if stage != "clip"]  # which stays whole
+    for part in ("data", "clip"):
+        (sharded / part).parent.mkdir(exist_ok=True)
+        (sharded / part).symlink_to(one / part)
+    work(tmp_path / "worker.py", processes, sharded, 1, *sharded_stages, means="sharded" if processes == 2 else "sharded, recompute")
     for stage in stages:
-        for a, b in zip(log(one, stage), log(many, stage), strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
-        ours, theirs = (load_file(folder / stage / "model.safetensors") for folder in (one, many))
-        for name, tensor in ours.items():
-            torch.testing.assert_close(tensor, theirs[name], atol=2e-4, rtol=0)
+        assert_same(one, many, stage)
+    for stage in sharded_stages:
+        assert_same(one, sharded, stage)
 
 
 @pytest.mark.slow
@@ -67,9 +82,29 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_sharded_run_goes_on_whole_and_a_whole_one_sharded(tmp_path: Path) -> None:
+    worker, run, whole, stages = tmp_path / "worker.py", tmp_path / "run", tmp_path / "whole", ("ar-prior", "decoder")
+    work(worker, 1, whole, 4, "clip", *stages)
+    run.mkdir()
+    for part in ("data", "clip"):
+        (run / part).symlink_to(whole / part)
+    work(worker, 4, run, 1, *stages, stop_after=4, means="sharded")
+    work(worker, 1, run, 4, *stages, stop_after=8)
+    for stage in stages:
+        state = torch.load(run / stage / "training.pt", weights_only=True)
+        assert state["step"] == 8 and {type(value) for entry in state["optimizers"][0]["state"].values() for value in entry.values()} == {torch.Tensor}
+    work(worker, 2, run, 2, *stages, means="sharded")
+    for stage in stages:
+        ours, theirs = (load_file(folder / stage / "model.safetensors") for folder in (run, whole))
+        for name, tensor in ours.items():
+            torch.testing.assert_close(tensor, theirs[name], atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
-def test_a_lost_process_ends_the_run_with_a_line_and_its_checkpoint_whole(tmp_path: Path) -> None:
-    command = ["-m", "minunclip.cli", "train", "upsampler1", "--preset", "tiny", "--device", "cpu", "--steps", "100000", "--out", str(tmp_path)]
+@pytest.mark.parametrize("means", [(), ("--sharded",)])
+def test_a_lost_process_ends_the_run_with_a_line_and_its_checkpoint_whole(tmp_path: Path, means: tuple[str, ...]) -> None:
+    command = ["-m", "minunclip.cli", "train", "upsampler1", "--preset", "tiny", "--device", "cpu", "--steps", "100000", "--out", str(tmp_path), *means]
     with open(tmp_path / "said", "w") as said:
         run = subprocess.Popen([*TORCHRUN, "--nproc-per-node", "2", *command], env=QUIET, stderr=said, stdout=said, start_new_session=True)
     checkpoint = tmp_path / "upsampler1" / "training.pt"
@@ -88,3 +123,17 @@ def test_a_lost_process_ends_the_run_with_a_line_and_its_checkpoint_whole(tmp_pa
     text = (tmp_path / "said").read_text()
     assert "another process was lost" in text or "the same command goes on" in text, text[-2000:]
     assert torch.load(checkpoint, weights_only=True)["step"] >= 4
+
+
+@pytest.mark.slow
+def test_accelerate_starts_it_as_torchrun_does(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    command = ["minunclip.cli", "train", "upsampler1", "--preset", "tiny", "--device", "cpu"]
+    launch = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--main_process_port", "0"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
+    one = [*command, "--accumulation", "2", "--out", str(tmp_path / "one")]
+    many = [*launch, *command, "--sharded", "--out", str(tmp_path / "many")]
+    for arguments in (one, many):
+        done = subprocess.run([sys.executable, "-m", *arguments], env=QUIET, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(tmp_path / "one", tmp_path / "many", "upsampler1")

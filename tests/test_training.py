@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import errno
 import json
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minunclip import training
-from minunclip.config import TrainingConfig
-from minunclip.training import TrainingError, fit, learning_rate_at, make_optimizers, read_log, update_ema
+from minunclip.config import TINY, TrainingConfig
+from minunclip.models.decoder import Decoder
+from minunclip.training import TrainingError, compile_stacks, fit, learning_rate_at, make_optimizers, read_log, recompute, update_ema
 
 SETTINGS = TrainingConfig(steps=40, batch_size=8, learning_rate=0.05, warmup=4, weight_decay=0.0, precision="fp32", checkpoint_every=10)
 TOY = """
@@ -114,6 +116,58 @@ def test_muon_takes_maps_and_leaves_tables_ends_and_vectors_to_adamw() -> None:
     shared = [p for optimizer in (adamw, muon) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(map(id, shared)) == sorted(map(id, net.parameters()))
     assert [optimizer.__class__.__name__ for optimizer in make_optimizers(net, SETTINGS)] == ["AdamW"]
+
+
+class Stack(nn.Module):
+    """A U-Net's and a transformer's way of keeping layers, with dropout."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.SiLU(), nn.Dropout(dropout)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def loss_and_gradients(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    torch.manual_seed(1)
+    value = model(*inputs).square().mean()
+    value.backward()
+    return [value.detach(), *[parameter.grad for parameter in model.parameters() if parameter.grad is not None]]
+
+
+def test_recomputing_changes_nothing() -> None:
+    torch.manual_seed(0)
+    plain = Decoder(dataclasses.replace(TINY.decoder, unet=dataclasses.replace(TINY.decoder.unet, dropout=0.3)))
+    for parameter in plain.parameters():  # none is zero, as many are at the start
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    again = copy.deepcopy(plain)
+    recompute(again)
+    tokens = torch.ones(2, 5, dtype=torch.int64)
+    inputs = torch.randn(2, 3, 16, 16), torch.tensor([3, 900]), torch.randn(2, 32), tokens, tokens > 0
+    for ours, theirs in zip(loss_and_gradients(again, *inputs), loss_and_gradients(plain, *inputs), strict=True):
+        assert torch.equal(ours, theirs)
+    assert list(again.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])  # inductor's dropout has numbers of its own
+def test_compiling_changes_nothing_but_rounding(backend: str) -> None:
+    torch.manual_seed(0)
+    plain = Stack(dropout=0.3 if backend == "aot_eager" else 0.0)
+    compiled = copy.deepcopy(plain)
+    recompute(compiled)
+    compile_stacks(compiled, backend)
+    x = torch.randn(64, 8)
+    torch.testing.assert_close(loss_and_gradients(compiled, x), loss_and_gradients(plain, x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was not left as it is
+
+
+def test_a_run_goes_on_with_other_means(tmp_path: Path, whole: Path) -> None:
+    run(tmp_path, stop_after=20)
+    run(tmp_path, dataclasses.replace(SETTINGS, recompute=True))
+    assert_same(tmp_path, whole)
 
 
 def test_a_stopped_run_with_muon_goes_on_bit_for_bit(tmp_path: Path) -> None:
