@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test test-interop weights evaluate results bench notebooks site
+.PHONY: demo test test-interop test-scale weights evaluate results bench notebooks site
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -23,6 +23,10 @@ test-interop: .venv/ready
 	$(BIN)/pip install -q "transformers>=5" "diffusers>=0.35" onnx onnxruntime
 	$(BIN)/pip install -q --no-deps open_clip_torch  # for CLIP's vocabulary alone
 	$(BIN)/pytest -q tests/test_interop.py tests/test_karlo.py tests/test_export.py
+
+test-scale: .venv/ready
+	$(BIN)/pip install -q -e ".[scale,track]"
+	$(BIN)/pytest -q tests/test_distributed.py tests/test_tracking.py
 
 weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu

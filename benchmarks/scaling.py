@@ -31,7 +31,7 @@ STEPS = 8
 
 
 def measure(preset: str, stage: str, batch: int, sharded: bool) -> dict[str, float]:
-    """One process's part of it: seconds a step, and seconds of an all-reduce of as many bytes as the gradients have."""
+    """One process's part of it: medians in seconds of a step, of its forward and backward pass, and of an all-reduce of as many bytes as the gradients have."""
     torch.set_num_threads(1)
     distributed.start(torch.device("cpu"))
     config, settings = PRESETS[preset].models[stage], replace(PRESETS[preset].training[stage], optimizer="adamw")
@@ -44,10 +44,11 @@ def measure(preset: str, stage: str, batch: int, sharded: bool) -> dict[str, flo
         distributed.shard(average)
     optimizers = make_optimizers(model, settings)
     inputs = sample_inputs(stage, config, batch // distributed.ranks())
-    steps, sums = [], []
+    steps, computing, sums = [], [], []
     for step in range(STEPS + 2):
         start = time.perf_counter()
         model(*inputs).square().mean().backward()
+        computing.append(time.perf_counter() - start)  # of a sharded model with its gathering
         distributed.add_gradients(model)
         distributed.clip_gradients(model, 1.0)
         for optimizer in optimizers:
@@ -60,9 +61,10 @@ def measure(preset: str, stage: str, batch: int, sharded: bool) -> dict[str, flo
         if distributed.ranks() > 1:
             processes.all_reduce(gradients)
         sums.append(time.perf_counter() - start)
-    figures = {"seconds": statistics.median(steps[2:]), "gradient_bytes": WEIGHT * gradients.numel()}
+    figures = {"seconds": statistics.median(steps[2:]), "forward_and_backward": statistics.median(computing[2:])}
+    figures["gradient_bytes"] = WEIGHT * gradients.numel()
     if distributed.ranks() > 1:
-        figures["all_reduce_seconds"] = statistics.median(sums[2:])
+        figures["all_reduce"] = statistics.median(sums[2:])
     figures["state_bytes"] = BYTES * sum(distributed.local(parameter).numel() for parameter in model.parameters())
     return figures
 
@@ -80,6 +82,8 @@ def main() -> None:
         if distributed.rank() == 0:
             print(json.dumps(figures))
         return
+    facts: dict[str, object] = {"load_before": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}
+    facts |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}", "preset": given.preset, "stage": given.stage}
     found: dict[str, dict[str, float]] = {}
     for name, count, kind in (("1 process", 1, "whole"), ("2 processes", 2, "whole"), ("2 processes, sharded", 2, "sharded")):
         start = [sys.executable] if count == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
@@ -87,7 +91,6 @@ def main() -> None:
         done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
         found[name] = json.loads(done.stdout.splitlines()[-1])
         print(name, found[name], flush=True)
-    facts = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}", "preset": given.preset, "stage": given.stage}
     if given.json:
         given.json.write_text(json.dumps({**facts, "batch": given.batch, "steps": STEPS, "figures": found}, indent=1))
 

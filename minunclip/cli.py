@@ -125,7 +125,9 @@ def train(
     given |= {"recompute": recompute, "compile": compile, "sharded": sharded}
     everything = [name for name in STAGES if (data is None or name != "checker") and (clip is None or name != "clip")]
     for name in everything if stage == "all" else (stage,):
-        settings = replace(run.preset.training[name], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+        settings = run.preset.training[name]
+        settings = replace(settings, accumulation=max(1, settings.accumulation // ranks()))  # what one would do in parts, several share out
+        settings = replace(settings, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
         if steps is not None:  # a short training would be over before it is warm
             settings = replace(settings, warmup=min(settings.warmup, steps // 10))
         if min(settings.steps, settings.batch_size, settings.accumulation) < 1 or settings.learning_rate <= 0:

@@ -1,0 +1,43 @@
+"""The tables and figures of docs/scale.md are those that the formulas and the measurement give."""
+
+import json
+from pathlib import Path
+
+from minunclip.budget import NETWORKS, NVLINK, many_gpus_as_markdown, one_gpu_as_markdown
+from minunclip.config import PRESETS
+from minunclip.data.world import picture_sizes
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "scale.md"
+
+
+def measured() -> str:
+    """results/scaling.json as a table."""
+    figures = json.loads((ROOT / "results" / "scaling.json").read_text())["figures"]
+    one = figures["1 process"]["seconds"]
+    lines = ["| | seconds a step | of these forward and backward | times as fast | state a process | all-reduce |", "|---|---|---|---|---|---|"]
+    for name, row in figures.items():
+        ring = f"{row['gradient_bytes'] / row['all_reduce'] / 1e9:.2f} GB/s" if "all_reduce" in row else ""  # 2 (n - 1) / n is 1
+        speed = f"{row['seconds']:.2f} | {row['forward_and_backward']:.2f} | {one / row['seconds']:.2f}"
+        lines.append(f"| {name} | {speed} | {row['state_bytes'] / 1e6:.0f} MB | {ring} |")
+    return "\n".join(lines)
+
+
+def disk(preset: str) -> int:
+    """Bytes of the arrays that one picture of your own becomes."""
+    picture, small, middle, low, high = picture_sizes(PRESETS[preset])
+    return 3 * (picture**2 + small**2 + middle**2 + (low // 4) ** 2 + (high // 4) ** 2)
+
+
+def test_the_tables_are_what_the_formulas_and_the_measurement_give() -> None:
+    page = PAGE.read_text()
+    for table in (one_gpu_as_markdown(PRESETS["gpu"]), many_gpus_as_markdown(PRESETS["paper"]), measured()):
+        assert table in page
+    assert f"{NVLINK / 1e9:.0f} GB/s within a machine" in page and list(NETWORKS.values()) == [0.8 * 8 * 200e9 / 8, 0.8 * 100e9 / 8]
+
+
+def test_disk_of_a_picture(tmp_path: Path) -> None:
+    page = " ".join(PAGE.read_text().split())
+    assert f"{disk('gpu') / 1e3:.0f} kB a picture in the `gpu` preset" in page
+    for pictures, said in ((118_287, f"{118_287 * disk('gpu') / 1e9:.0f} GB"), (2.9e6, f"{2.9e6 * disk('gpu') / 1e12:.1f} TB")):
+        assert said in page, pictures
