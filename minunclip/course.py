@@ -14,6 +14,7 @@ from minunclip.blind import compare as compare
 from minunclip.data.captions import describes
 from minunclip.data.scenes import sample_scenes
 from minunclip.diffusion import make_schedule
+from minunclip.evaluation import precision_recall
 from minunclip.plots import slide as slide
 
 
@@ -382,6 +383,40 @@ def ridge(attempt: Callable[..., Any]) -> None:
         assert slope < 1e-3, f"with a penalty of {penalty} these weights are not the minimum (the slope there is {slope:.2g}): add the penalty to the diagonal"
 
 
+# ---- 11 evaluation and the baselines ----
+
+
+def frechet_1d(attempt: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(21)
+    for sizes, shift, spread in (((5, 9), 2.0, 1.0), ((40, 40), 0.0, 3.0), ((7, 6), -1.0, 0.5)):
+        a, b = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
+        b = shift + spread * b
+        right, got = float((a.mean() - b.mean()) ** 2 + (a.std() - b.std()) ** 2), float(attempt(a.tolist(), b.tolist()))
+        roots = float((a.mean() - b.mean()) ** 2 + (a.var() - b.var()) ** 2)
+        assert abs(got - roots) > 1e-6, "this takes the difference of the variances: take that of the standard deviations"
+        assert abs(got - right) < 1e-6, f"the distance is {right:.4f}, not {got:.4f}: both squares, of means and of deviations, with n - 1 below the variance"
+
+
+def recall_of(attempt: Callable[..., Any]) -> None:
+    generator = torch.Generator().manual_seed(22)
+    for real_count, made_count, k in ((40, 30, 3), (25, 50, 1)):
+        real, made = torch.randn(real_count, 3, generator=generator), 0.5 * torch.randn(made_count, 3, generator=generator)
+        precision, recall = precision_recall(real, made, k)
+        got = float(attempt(real, made, k))
+        assert abs(got - precision) > 1e-6, "this is precision: count real points, within the reach of generated ones"
+        assert abs(got - recall) < 1e-6, (
+            f"the share is {recall:.3f}, not {got:.3f}: each generated point reaches to its k-th other neighbour, itself not counted"
+        )
+
+
+def answers_needed(attempt: Callable[..., Any]) -> None:
+    for share in (0.57, 0.461, 0.7, 0.52):
+        got = attempt(share)
+        far = abs(share - 0.5)
+        assert got == int(got) and 1.96 * math.sqrt(share * (1 - share) / got) < far, f"with {got} answers the interval of {share:.1%} still reaches 50 %"
+        assert 1.96 * math.sqrt(share * (1 - share) / (got - 1)) >= far, f"{got} answers are more than {share:.1%} needs: find the smallest number"
+
+
 # ---- 12 safety, provenance, bias ----
 
 
@@ -462,6 +497,7 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(training_order, noise_for, all_at_once),
         *(direction, straight_length, great_circle),
         *(neighbours, close_gap, ridge),
+        *(frechet_1d, recall_of, answers_needed),
         *(threshold_for, weights_after_filter, chance_of),
         *(parts_needed, combine, efficiency),
     )

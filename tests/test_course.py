@@ -1,4 +1,5 @@
 import math
+import statistics
 from collections import Counter
 
 import pytest
@@ -6,6 +7,15 @@ import torch
 
 from minunclip.course import CHECKS, check
 from minunclip.data.captions import describes
+
+
+def frechet(a, b, spread):
+    return (statistics.mean(a) - statistics.mean(b)) ** 2 + (spread(a) - spread(b)) ** 2
+
+
+def reached(points, by, k):
+    radius = torch.cdist(by, by).sort(dim=1).values[:, k - 1]
+    return float((torch.cdist(points, by) <= radius).any(dim=1).float().mean())
 
 
 def stub(*_):
@@ -128,6 +138,9 @@ SOLUTIONS = {
     "neighbours": lambda q, g, k: (unit(q) @ unit(g).T).topk(k).indices,
     "close_gap": lambda z_t, mean_t, mean_i: unit(z_t - mean_t + mean_i),
     "ridge": ridge_weights,
+    "frechet_1d": lambda a, b: frechet(a, b, statistics.stdev),
+    "recall_of": lambda real, made, k: reached(real, made, k + 1),
+    "answers_needed": lambda p: math.floor(1.96**2 * p * (1 - p) / (p - 0.5) ** 2) + 1,
     "threshold_for": kept_above,
     "weights_after_filter": weighed,
     "chance_of": binomial,
@@ -284,6 +297,20 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda z_t, mean_t, mean_i: unit(z_t + mean_t - mean_i), "take away"),
         (lambda z_t, mean_t, mean_i: unit(z_t), "take away"),
         (lambda z_t, mean_t, mean_i: unit(unit(z_t - mean_t) + mean_i), "same vector"),
+    ],
+    "frechet_1d": [
+        (lambda a, b: frechet(a, b, statistics.variance), "standard deviations"),
+        (lambda a, b: frechet(a, b, statistics.pstdev), "n - 1"),
+        (lambda a, b: abs(statistics.mean(a) - statistics.mean(b)) + abs(statistics.stdev(a) - statistics.stdev(b)), "both squares"),
+    ],
+    "recall_of": [
+        (lambda real, made, k: reached(made, real, k + 1), "precision"),
+        (lambda real, made, k: reached(real, made, k), "itself not counted"),
+    ],
+    "answers_needed": [
+        (lambda p: math.ceil(1.96**2 * p * (1 - p) / (p - 0.5) ** 2) + 5, "smallest"),
+        (lambda p: math.floor(1.96**2 * p * (1 - p) / (p - 0.5) ** 2), "still reaches"),
+        (lambda p: 1.96**2 * p * (1 - p) / (p - 0.5) ** 2 + 0.5, "still reaches"),
     ],
     "ridge": [
         (lambda Z, Y, penalty: ridge_weights(Z, Y, 0.0), "diagonal"),

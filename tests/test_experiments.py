@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from minunclip import experiments
+from minunclip.ablations import TRAININGS
 from minunclip.baselines.dalle import sample_dalle
 from minunclip.cli import main
 from minunclip.data.captions import compare, parse
@@ -160,3 +162,8 @@ def test_the_command_writes_what_it_prints(tiny_weights, tmp_path, capsys, monke
 @pytest.mark.parametrize("wrong", [["levitation"], ["typographic", "--seeds", "0"], ["typographic", "--out", "nowhere/at/all"]])
 def test_a_bad_experiment_is_refused_in_a_line(wrong, capsys):
     assert main(["experiment", *wrong]) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_readme_asks_the_question_of_every_experiment():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in (*experiments.EXPERIMENTS, *TRAININGS))
