@@ -6,11 +6,12 @@ Paper: section 2, P(x | y) = P(x | z_i, y) P(z_i | y).
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ OPTIONAL = ("ar-prior", "checker", *BASELINES)  # stages without which pictures 
 TOGETHER = 4  # pictures that are upsampled at once: more take memory and are no faster
 UPSAMPLERS: tuple[Literal["upsampler1", "upsampler2"], ...] = ("upsampler1", "upsampler2")
 PriorName = Literal["diffusion", "autoregressive"]
+Method = TypeVar("Method", bound=Callable[..., Any])
 MODEL_NAMES = {"clip": "CLIP", "prior": "diffusion prior", "ar-prior": "autoregressive prior", "decoder": "decoder"}
 
 
@@ -41,7 +43,7 @@ class Text(NamedTuple):
     tokens: Tensor  # (B, L), padded with 0
     mask: Tensor  # (B, L), True for real tokens
     encoded: Tensor  # (B, L, width): the outputs of CLIP's text transformer
-    z_t: Tensor  # (B, d), unit-norm
+    z_t: Tensor  # (B, d), unit-norm as everywhere here, but in Karlo
 
 
 class Generated(NamedTuple):
@@ -53,6 +55,18 @@ class Generated(NamedTuple):
 
 def _schedule(process: DiffusionConfig) -> Schedule:
     return make_schedule(process.schedule, process.steps)
+
+
+def _drawing(method: Method) -> Method:
+    """Without gradients; and where the weights are kept in half precision, with autocast, which computes in float32 what has to be."""
+
+    @wraps(method)
+    def wrapped(self: "UnCLIP", *arguments: Any, **options: Any) -> Any:
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.no_grad(), torch.autocast(self.device.type, self.dtype if half else None, enabled=half):
+            return method(self, *arguments, **options)
+
+    return wrapped  # type: ignore[return-value]
 
 
 @dataclass
@@ -68,7 +82,7 @@ class UnCLIP:
         folder = local_folder(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder with weights: run `make weights`, or name another with --weights")
-        stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (folder / stage).is_dir()]
+        stages = [stage for stage in STAGES + BASELINES if stage not in (*OPTIONAL, "upsampler2") or (folder / stage).is_dir()]  # Karlo enlarges once
         models: dict[str, Any] = {stage: load_model(stage, folder / stage).to(device) for stage in stages}
         try:
             tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -76,6 +90,19 @@ class UnCLIP:
             raise ValueError(f"{folder / 'tokenizer.json'} is missing: run `make weights`, or copy the folder again") from None
         require_fit(folder, models, tokenizer)
         return cls(models, tokenizer)
+
+    @classmethod
+    def from_karlo(cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> "UnCLIP":
+        """Karlo, or another unCLIP of diffusers': a folder in diffusers' layout, of which only safetensors are read.
+
+        Karlo's published weights are 3.42 billion: 6.8 GB in float16, 13.7 GB in float32, beside what drawing takes. It draws 64 and 256 pixels a
+        side; diffusers' defaults are a guidance of 8 and a prior_guidance of 4. ValueError names what is missing or does not fit.
+        """
+        from minunclip.interop.karlo import read_folder
+
+        models, tokenizer = read_folder(Path(folder), dtype)
+        require_fit(Path(folder), models, tokenizer)
+        return cls({stage: model.to(device) for stage, model in models.items()}, tokenizer)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes what `from_pretrained` reads."""
@@ -94,9 +121,13 @@ class UnCLIP:
         return next(self.models["clip"].parameters()).device
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Sides of the pictures of the decoder and of both upsamplers."""
-        return self.models["decoder"].config.image_size, self.models["upsampler1"].config.high_size, self.models["upsampler2"].config.high_size
+    def dtype(self) -> torch.dtype:
+        return next(self.models["clip"].parameters()).dtype
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides of the pictures of the decoder and of the upsamplers, which are two but in Karlo."""
+        return self.models["decoder"].config.image_size, *(self.models[stage].config.high_size for stage in UPSAMPLERS if stage in self.models)
 
     def _seeds(self, seed: int | Sequence[int], count: int) -> list[int]:
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
@@ -107,7 +138,7 @@ class UnCLIP:
                 raise ValueError(f"seed {number} is out of range: use 0 to {2**32 - 1}")
         return seeds
 
-    @torch.no_grad()
+    @_drawing
     def read(self, captions: Sequence[str]) -> Text:
         """Captions as every model wants them."""
         if not captions:
@@ -116,7 +147,7 @@ class UnCLIP:
         tokens, mask = trim(self.tokenizer(list(captions), clip.config.context_length)[0].to(self.device))
         return Text(tokens, mask, *clip.text_features(tokens, mask))
 
-    @torch.no_grad()
+    @_drawing
     def draw_embeddings(self, text: Text, prior: PriorName, seeds: Sequence[int], guidance: float = 1.0) -> tuple[Tensor, Tensor]:
         """z_i (B, d), unit-norm, from one of the priors, and the z_i . z_t of its candidates, (B, 2), or (B, 1) for the autoregressive one."""
         if prior not in get_args(PriorName):
@@ -130,13 +161,13 @@ class UnCLIP:
         z_i = sample_autoregressive(self.models["ar-prior"], text.encoded, text.mask, text.z_t, seeds, guidance=guidance)
         return z_i, (z_i * text.z_t).sum(dim=1, keepdim=True)
 
-    @torch.no_grad()
+    @_drawing
     def embed(self, images: Tensor) -> Tensor:
         """z_i (B, d) of pictures (B, 3, H, W) in [-1, 1] of any size, brought to CLIP's own first."""
         clip = self.models["clip"]
         return clip.encode_image(resize(images.to(self.device), (clip.config.image_size,) * 2))
 
-    @torch.no_grad()
+    @_drawing
     def decode(
         self,
         z_i: Tensor | None,
@@ -159,23 +190,23 @@ class UnCLIP:
         schedule = _schedule(decoder.config.diffusion)
         return decoder_denoiser(decoder, schedule, LatentScale.for_dim(z_i.shape[1]).scale(z_i), None, None), schedule
 
-    @torch.no_grad()
+    @_drawing
     def invert(self, images: Tensor, steps: int = 250) -> tuple[Tensor, Tensor]:
         """Small pictures (B, 3, S, S) in [-1, 1] as the paper's bipartite latent (section 3): z_i (B, d) by CLIP, and x_T by DDIM inversion."""
         z_i = self.embed(images)
         return z_i, invert_ddim(*self._told_of(z_i), images.to(self.device), steps, ENTRY)
 
-    @torch.no_grad()
+    @_drawing
     def revert(self, z_i: Tensor, x_T: Tensor, steps: int = 250) -> Tensor:
         """The pictures whose latents `invert` has found with as many steps, as exactly as the steps are small."""
         return revert_ddim(*self._told_of(z_i), x_T, steps, ENTRY)
 
-    @torch.no_grad()
+    @_drawing
     def redraw(self, z_i: Tensor, x_T: Tensor, seeds: Sequence[int], steps: int = 250, eta: float = 0.0) -> Tensor:
         """Pictures from latents of `invert`, one or both of them changed: DDIM, whose eta says how much noise is drawn anew, one seed a picture."""
         return sample_ddim(*self._told_of(z_i), x_T, steps, SeededNoise(seeds).like, eta, first=ENTRY)
 
-    @torch.no_grad()
+    @_drawing
     def upsample(self, stage: Literal["upsampler1", "upsampler2"], images: Tensor, seeds: Sequence[int]) -> Tensor:
         """Pictures (B, 3, S, S) in [-1, 1], four times as wide."""
         model = self.models[stage]
@@ -227,9 +258,11 @@ def require_fit(folder: Path, models: dict[str, Any], tokenizer: Tokenizer) -> N
         for name, wanted in (("embedding_dim", clip.embedding_dim), ("context_length", clip.context_length), ("text_width", clip.text.width)):
             if getattr(config, name, wanted) != wanted:
                 raise ValueError(f"{folder}: the {MODEL_NAMES[stage]} has {name} {getattr(config, name)}, CLIP {wanted}: they belong to different presets")
-    for low, high in ((decoder.image_size, "upsampler1"), (models["upsampler1"].config.high_size, "upsampler2")):
-        if models[high].config.low_size != low:
-            raise ValueError(f"{folder}: {high} enlarges pictures of {models[high].config.low_size}, not of {low}: it belongs to another preset")
+    low = decoder.image_size
+    for stage in (stage for stage in UPSAMPLERS if stage in models):
+        if models[stage].config.low_size != low:
+            raise ValueError(f"{folder}: {stage} enlarges pictures of {models[stage].config.low_size}, not of {low}: it belongs to another preset")
+        low = models[stage].config.high_size
     if len(tokenizer) > min(clip.vocabulary_size, decoder.vocabulary_size):
         raise ValueError(f"{folder / 'tokenizer.json'} has {len(tokenizer)} tokens, more than CLIP or the decoder knows: it belongs to another preset")
     models["prior"].latent_scale.require_same(LatentScale.for_dim(decoder.embedding_dim))

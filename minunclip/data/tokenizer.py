@@ -31,6 +31,7 @@ Style = Literal["own", "clip"]
 
 FORMAT = "minunclip-tokenizer-1"
 CLIP_MERGES = 49_152 - 256 - 2  # CLIP's file lists more merges than CLIP uses
+START, END = "<|startoftext|>", "<|endoftext|>"  # CLIP's names of them
 CACHED_WORDS = 100_000
 # Merges never cross a word: a word has its leading space; digits, punctuation and other white space stand apart.
 # Every character falls into one of the alternatives, so the words of a text, joined, are the text.
@@ -172,17 +173,27 @@ class Tokenizer:
 
     @classmethod
     def from_clip(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """CLIP's own vocabulary, from its file of merges (`merges.txt`, or `bpe_simple_vocab_16e6.txt.gz`) or a folder with `merges.txt`.
+        """CLIP's own vocabulary, from its file of merges (`merges.txt`, or `bpe_simple_vocab_16e6.txt.gz`), or from a folder of Hugging Face's.
 
-        The ids follow from the merges; a `vocab.json` in the folder is checked against them. With the published file,
+        The ids follow from the merges; the vocabulary in the folder is checked against them. With the published file,
         "a photo of a cat" is 320 1125 539 320 2368, between 49406 and 49407. Text that spells <|endoftext|> is plain text here.
         """
         folder, path = Path(path), Path(path)
+        vocabulary = None
         if path.is_dir():
-            path = path / "merges.txt"
+            files = [path / name for name in ("merges.txt", "tokenizer.json") if (path / name).is_file()]
+            path = files[0] if files else path / "merges.txt"
+            if (folder / "vocab.json").is_file():
+                vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         raw = path.read_bytes()
-        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").splitlines()
-        names = [*_clip_alphabet(), *(letter + "</w>" for letter in _clip_alphabet())]
+        if path.suffix == ".json":
+            model = json.loads(raw).get("model", {})
+            if not {"merges", "vocab"} <= model.keys():
+                raise ValueError(f"{path} has no merges and vocabulary of byte-pair encoding: it belongs to another tokenizer than CLIP's")
+            lines, vocabulary = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]], model["vocab"]
+        else:
+            lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").splitlines()
+        names = _clip_bytes()
         id_of = {name: token for token, name in enumerate(names)}
         merges: list[Pair] = []
         for number, line in enumerate(lines, 1):
@@ -196,12 +207,19 @@ class Tokenizer:
             id_of["".join(parts)], pair = len(names) + len(merges), (id_of[parts[0]], id_of[parts[1]])
             merges.append(pair)
         tokenizer = cls(merges, "clip")
-        vocabulary = folder / "vocab.json"
-        if vocabulary.is_file():
-            id_of |= {"<|startoftext|>": len(tokenizer) - 2, "<|endoftext|>": len(tokenizer) - 1}
-            if json.loads(vocabulary.read_text(encoding="utf-8")) != id_of:
-                raise ValueError(f"{vocabulary} numbers its tokens otherwise than CLIP does: this loader reads CLIP's vocabulary only")
+        if vocabulary is not None and vocabulary != id_of | {START: len(tokenizer) - 2, END: len(tokenizer) - 1}:
+            raise ValueError(f"{folder} numbers its tokens otherwise than CLIP does: this loader reads CLIP's vocabulary only")
         return tokenizer
+
+    def clip_files(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
+        """The vocabulary and the merges as CLIP's files spell them: the inverse of `from_clip`. ValueError for a vocabulary of our own."""
+        if self.style != "clip":
+            raise ValueError("this vocabulary is not CLIP's: other libraries cannot read it")
+        names, merges = _clip_bytes(), []
+        for left, right in self.merges:
+            merges.append((names[left], names[right]))
+            names.append(names[left] + names[right])
+        return {name: token for token, name in enumerate([*names, START, END])}, merges
 
     def _encode_word(self, word: str) -> list[int]:
         data = word.encode("utf-8", "surrogatepass")
@@ -236,6 +254,11 @@ def _clip_alphabet() -> dict[str, int]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _clip_bytes() -> list[str]:
+    """The names of CLIP's first 512 tokens."""
+    return [*_clip_alphabet(), *(letter + "</w>" for letter in _clip_alphabet())]
 
 
 def _clip_clean(text: str) -> str:
