@@ -264,6 +264,18 @@ def test_clip_reads_a_compressed_file_and_leaves_surplus_merges(clip_files, tmp_
     assert len(Tokenizer.from_clip(path)) == 512 + 3 + 2
 
 
+def test_clip_is_read_from_the_rust_librarys_file_and_spelt_out_again(clip_files, tmp_path) -> None:
+    folder, tokenizer, rust = clip_files
+    rust.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.from_clip(tmp_path).merges == tokenizer.merges
+    assert tokenizer.clip_files() == (json.loads((folder / "vocab.json").read_text()), [tuple(line.split()) for line in CLIP_LINES])
+    with pytest.raises(ValueError, match="not CLIP's"):
+        TOKENIZER.clip_files()
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    with pytest.raises(ValueError, match="no merges and vocabulary"):
+        Tokenizer.from_clip(tmp_path)
+
+
 def test_wrong_clip_files_are_refused(tmp_path) -> None:
     path = tmp_path / "merges.txt"
     path.write_text("#version: 0.2\np h\nxx y\n")
