@@ -101,7 +101,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
     ValueError names what is missing.
     """
     if path.is_dir():
-        names = ("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors")
+        names = [f"{stem}.safetensors{end}" for stem in ("model", "diffusion_pytorch_model", "open_clip_model") for end in ("", ".index.json")]
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise ValueError(f"{path} has none of {', '.join(names)}: download one of them into it (a .bin or .pt file is a pickle, which can run anything)")

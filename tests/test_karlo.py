@@ -390,10 +390,10 @@ def pickled(folder: Path) -> None:
     [
         (lambda f: gone(f, "model_index.json"), "model_index.json is missing: give a folder in diffusers' layout"),
         (lambda f: changed(f, "model_index.json", _class_name="StableDiffusionPipeline"), "_class_name is 'StableDiffusionPipeline'.*'UnCLIPPipeline'"),
-        (pickled, "text_encoder has pickles alone"),
-        (lambda f: next((f / "decoder").glob("*-00002-of-*")).unlink(), "00002-of-.*.safetensors is missing: it is a shard of decoder"),
+        (pickled, "text_encoder has none of model.safetensors.*pickle"),
+        (lambda f: next((f / "decoder").glob("*-00002-of-*")).unlink(), "00002-of-.*.safetensors is missing: a shard is missing"),
         (lambda f: changed(f, "decoder/config.json", norm_num_groups=16), "norm_num_groups is 16, but this package gives 256 channels 32 groups"),
-        (lambda f: changed(f, "prior/config.json", embedding_dim=48), r"has shape \(32, 32\), but the config asks for \(.*48"),
+        (lambda f: changed(f, "prior/config.json", embedding_dim=48), r"'clip_mean' has shape \(1, 32\), but the config asks for \(1, 48\)"),
         (lambda f: changed(f, "super_res_last/config.json", layers_per_block=2), "super_res_last: layers_per_block is 2, but this package has 1 only"),
         (lambda f: changed(f, "prior_scheduler/scheduler_config.json", clip_sample_range=1.0), "clip_sample_range is 1.0, but this package has 5.0 only"),
         (lambda f: gone(f, "tokenizer/tokenizer.json"), "merges.txt is missing"),

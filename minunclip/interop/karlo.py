@@ -29,7 +29,7 @@ from minunclip.interop.names import (
     to_theirs,
     unet_layers,
 )
-from minunclip.loading import read_json, read_tensors, require_tensors
+from minunclip.loading import read_json, read_published, require_tensors
 from minunclip.models.clip import CLIP
 from minunclip.models.decoder import Decoder
 from minunclip.models.diffusion_prior import LATENT_CLIP, DiffusionPrior
@@ -278,17 +278,7 @@ def _read_part(folder: Path, name: str, dtype: torch.dtype) -> Part:
     path = folder / name
     if name.endswith("_scheduler"):
         return Part(str(path / "scheduler_config.json"), read_json(path / "scheduler_config.json", REMEDY))
-    config, stems = read_json(path / "config.json", REMEDY), ("diffusion_pytorch_model", "model")
-    files = [path / f"{stem}.safetensors" for stem in stems if (path / f"{stem}.safetensors").exists()]
-    for index in (path / f"{stem}.safetensors.index.json" for stem in stems):
-        if index.exists():
-            files = [path / Path(file).name for file in sorted(set(Part(str(index), read_json(index))["weight_map"].values()))]
-    if not files:
-        pickles = "pickles alone, which can run anything when they are read" if any(path.glob("*.bin")) else "no weights"
-        raise ValueError(f"{path} has {pickles}: {REMEDY}")
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= read_tensors(file, f"it is a shard of {name}: copy the folder again")
+    config, state = read_json(path / "config.json", REMEDY), read_published(path)
     return Part(str(path), config, {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()})
 
 
