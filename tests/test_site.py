@@ -14,8 +14,8 @@ for name in ("furo", "myst_nb", "sphinx-mathjax-offline"):
 
 ROOT = Path(__file__).parents[1]
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-PAGES = ["docs/index", "docs/fidelity", "README", "notebooks/README", "notebooks/GLOSSARY", "docs/api/minunclip.diffusion"]
-PAGES += [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+PAGES = ["README", "notebooks/README", "docs/api/minunclip.diffusion"]
+PAGES += [f"{folder}/{path.stem}" for folder, names in (("docs", "*.md"), ("notebooks", "[0-9]*.ipynb")) for path in sorted((ROOT / folder).glob(names))]
 pytestmark = pytest.mark.slow
 
 
