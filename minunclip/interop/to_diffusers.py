@@ -93,8 +93,9 @@ def _tokenizer(ours: Tokenizer, context_length: int) -> Any:
 def to_diffusers(model: UnCLIP) -> Any:
     """An UnCLIPPipeline that draws the same pictures from the same noise, on the CPU; save it with its `save_pretrained`.
 
-    It ends with the first upsampler: diffusers' pipeline enlarges once. ValueError names the first field that diffusers has no counterpart for.
-    Needs the extra [interop].
+    It ends with the first upsampler: diffusers' pipeline enlarges once. Two small things differ: some numbers of steps (27, 31 …, not the default 25
+    and 7) round to other timesteps there, and a "!" in a caption is read as padding, as in Karlo's folder. ValueError names the first field that
+    diffusers has no counterpart for. Needs the extra [interop].
     """
     try:
         from diffusers import PriorTransformer, UnCLIPPipeline, UnCLIPScheduler, UNet2DConditionModel, UNet2DModel
