@@ -14,7 +14,7 @@ from minunclip.cli import main
 from minunclip.config import TINY
 from minunclip.data import collection
 from minunclip.data.collection import build_collection
-from minunclip.data.files import MOST_BYTES, check_folder, list_folder, read_square
+from minunclip.data.files import MOST_BYTES, check_folder, list_folder, read_pictures, read_square
 
 
 def scribble(seed: int, width: int = 60, height: int = 40) -> Image.Image:
@@ -78,6 +78,9 @@ def test_broken_files_have_a_reason_each(folder: Path, tmp_path: Path) -> None:
     (folder / "alone.png").write_bytes(whole)
     (tmp_path / "secret.png").write_bytes(whole)
     os.symlink(tmp_path / "secret.png", folder / "link.png")
+    (folder / "told.png").write_bytes(whole)
+    (tmp_path / "secret.txt").write_text("a secret")
+    os.symlink(tmp_path / "secret.txt", folder / "told.txt")
     for name in ("noise", "bomb", "nothing", "words", "silent", "link"):
         (folder / f"{name}.txt").write_text("a caption" if name != "silent" else " \n")
     (folder / "latin.txt").write_bytes("café".encode("latin-1"))
@@ -96,9 +99,10 @@ def test_broken_files_have_a_reason_each(folder: Path, tmp_path: Path) -> None:
         "latin.png": "with a caption that is not UTF-8",
         "silent.png": "without a caption",
         "alone.png": "without a caption",
+        "told.png": "without a caption",
         "link.png": "outside the folder",
     }
-    assert len(found.pictures) == 31 and "2 without a caption" in found.reasons()
+    assert len(found.pictures) == 31 and "3 without a caption" in found.reasons()
     world = build_collection(TINY, folder, tmp_path / "data")
     assert [json.loads(line)["reason"] for line in (world.folder / "skipped.jsonl").read_text().splitlines()].count("broken") == 1
 
@@ -183,6 +187,29 @@ def test_from_a_folder_to_a_picture_from_scratch_and_from_weights(folder: Path, 
     }
     assert same == {"clip": True, "decoder": False}
     assert not (Path(weights) / "checker").exists()  # it reads the captioned world, and would call every other word unknown
+
+
+def test_links_in_a_circle_senseless_names_and_files_that_vanish_are_skipped(folder: Path) -> None:
+    os.symlink("circle.png", folder / "circle.png")
+    (folder / "circle.txt").write_text("round")
+    found = list_folder(folder)
+    assert found.skipped == [("circle.png", "not there")]
+    (folder / "01.png").unlink()
+    assert len(list(read_pictures(found, lambda square, rng: None))) == 29 and ("01.png", "not readable") in found.skipped
+    (folder / "metadata.csv").write_text(f"file_name,text\n{'x' * 5000}.png,long\n02.png,good\n")
+    found = list_folder(folder)
+    assert [reason for _, reason in found.skipped] == ["not there"] and len(found.pictures) == 1
+
+
+def test_names_that_are_not_utf_8_are_read_and_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        for name in (b"caf\xe9.png", b"caf\xe9.txt", b"th\xe9.png"):
+            (folder / os.fsdecode(name)).write_bytes((folder / "01.png").read_bytes() if name.endswith(b"png") else b"a caption")
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    assert main(["data", "check", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "31 pictures can be used" in said and "th\ufffd.png: without a caption" in said
 
 
 def test_one_caption_of_a_list_that_is_not_utf_8_costs_one_picture(folder: Path) -> None:

@@ -153,6 +153,22 @@ def test_of_a_shard_cut_anywhere_all_before_the_cut_is_used(shards: Path) -> Non
     assert found.skipped == [("00001.tar", "damaged or cut short")] and len(found.pictures) == 25
 
 
+@pytest.mark.parametrize("size", [-1, -512, -1024, -(2**40), 2**33, 2**70])
+def test_a_header_with_a_senseless_size_ends_its_shard(shards: Path, size: int) -> None:
+    path = shards / "00001.tar"
+    whole = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        start = tar.getmember("000000013.png").offset
+    header = whole[start : start + 512]
+    header[124:136] = bytes([255 if size < 0 else 128]) + size.to_bytes(11, "big", signed=True)  # base 256, as GNU tar writes what is too large for octal
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    whole[start : start + 512] = header
+    path.write_bytes(whole)
+    found = list_folder(shards)
+    assert len(found.pictures) == 23 and "damaged or cut short" in dict(found.skipped).values()
+
+
 def test_threads_change_nothing_and_memory_holds_few_pictures(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(threads: int, crop: str) -> list[tuple[str, bytes, int]]:
         monkeypatch.setattr("os.cpu_count", lambda: threads)

@@ -28,6 +28,7 @@ LISTS = ("metadata.jsonl", "metadata.csv", "captions.json")
 MOST_PIXELS = 64_000_000  # a larger picture may be a decompression bomb
 MOST_BYTES = 256_000_000  # a larger file too
 MOST_CAPTIONS = 8  # a picture
+DAMAGE = (tarfile.TarError, ValueError, OverflowError, OSError)  # what tarfile raises on a header that means nothing
 AT_ONCE = 8  # pictures in memory, each read by a thread of its own: Pillow decodes without the interpreter's lock
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of flaws in files, which end in a picture or in a reason to skip it
@@ -50,12 +51,15 @@ class Picture(NamedTuple):
     size: int  # bytes
 
     def content(self) -> bytes:
-        """The file's bytes; Unusable where there are too many."""
+        """The file's bytes; Unusable where there are too many, or none to be had."""
         if self.size > MOST_BYTES:
             raise Unusable(f"of more than {MOST_BYTES / 1e6:.0f} million bytes")
-        with open(self.file, "rb") as file:
-            file.seek(self.start)
-            return file.read(self.size)
+        try:
+            with open(self.file, "rb") as file:
+                file.seek(self.start)
+                return file.read(self.size)
+        except OSError:
+            raise Unusable("not readable") from None
 
 
 @dataclass
@@ -95,21 +99,29 @@ def list_folder(folder: Path) -> Listing:
             texts = tuple(dict.fromkeys(" ".join(text.split()) for text in _decoded(entry.captions) if text.strip()))
             if not texts:
                 raise Unusable("without a caption")
-            listing.pictures.append(Picture(entry.name, texts[:MOST_CAPTIONS], entry.group, file, start, size))
+            listing.pictures.append(Picture(_printable(entry.name), texts[:MOST_CAPTIONS], _printable(entry.group), file, start, size))
         except Unusable as reason:
-            listing.skipped.append((entry.name, str(reason)))
+            listing.skipped.append((_printable(entry.name), str(reason)))
     listing.pictures.sort()
     return listing
+
+
+def _printable(name: str) -> str:
+    """A file name may be any bytes; what of it is no UTF-8 becomes a question mark."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _inside(folder: Path, name: str) -> tuple[Path, int, int]:
     """The file of that name, if it is in the folder once all links are followed."""
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise Unusable("outside the folder")
-    if not path.is_file():
-        raise Unusable("not there")
-    return path, 0, path.stat().st_size
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise Unusable("outside the folder")
+        if not path.is_file():
+            raise Unusable("not there")
+        return path, 0, path.stat().st_size
+    except (OSError, RuntimeError, ValueError):  # links in a circle, or a name that no file can have
+        raise Unusable("not there") from None
 
 
 def _decoded(captions: bytes | list[str]) -> list[str]:
@@ -135,13 +147,21 @@ def _entries(folder: Path) -> Iterator[Entry]:
         try:
             content = source.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # one bad caption does not spoil the others
             yield from {".jsonl": _json_lines, ".csv": _csv_rows, ".json": _coco}[source.suffix](content)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
             raise ValueError(f"{source} is not as expected ({type(error).__name__}: {error}): see the head of minunclip/data/files.py") from None
     else:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in SUFFIXES:
-                text, name = path.with_suffix(".txt"), path.relative_to(folder).as_posix()
-                yield Entry(name, text.read_bytes() if text.is_file() else b"", name)
+                name = path.relative_to(folder).as_posix()
+                yield Entry(name, _sidecar(folder, f"{name.removesuffix(path.suffix)}.txt"), name)
+
+
+def _sidecar(folder: Path, name: str) -> bytes:
+    """What the text file beside a picture says: nothing where it is not there, or leads out of the folder."""
+    try:
+        return _inside(folder, name)[0].read_bytes()
+    except (Unusable, OSError):
+        return b""
 
 
 def _entry(name: Any, captions: list[Any], group: Any = None) -> Entry:
@@ -179,6 +199,8 @@ def _shard(folder: Path, shard: str) -> Iterator[Entry]:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             try:
                 for member in tar:
+                    if member.size < 0:
+                        raise tarfile.ReadError("the next header would be an earlier one, for ever")
                     suffix = PurePosixPath(member.name).suffix
                     place = member.name.removesuffix(suffix), suffix.lower()
                     reason = "named twice" if place in samples else _unfit(member, length)
@@ -188,7 +210,7 @@ def _shard(folder: Path, shard: str) -> Iterator[Entry]:
                         yield Entry(f"{shard}/{member.name}", Unusable(reason))
                 file.seek(tar.offset)  # tarfile stops without a word at a header that is damaged
                 complete = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # the mark of the end
-            except tarfile.TarError:
+            except DAMAGE:
                 complete = False
             if not complete:
                 yield Entry(shard, Unusable("damaged or cut short"))
@@ -198,7 +220,7 @@ def _shard(folder: Path, shard: str) -> Iterator[Entry]:
                     yield Entry(name, _shard_captions(tar, samples, key), name, (path, member.offset_data, member.size))
     except Unusable as reason:
         yield Entry(shard, reason)
-    except tarfile.TarError:
+    except DAMAGE:
         yield Entry(shard, Unusable("no tar archive" if length else "empty"))
 
 
