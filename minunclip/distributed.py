@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed.nn.functional as collective
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 
@@ -64,7 +63,7 @@ def add_gradients(model: nn.Module) -> None:
     if ranks() == 1:
         return
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    if isinstance(gradients[0], DTensor):  # added up already, when each layer's turn was over; but as a mean
+    if is_share(gradients[0]):  # added up already, when each layer's turn was over; but as a mean
         torch._foreach_mul_(gradients, ranks())
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -73,10 +72,15 @@ def add_gradients(model: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def is_share(value: Any) -> bool:
+    """Whether it is a process's share of a tensor: a DTensor, whose module takes a while to import, and waits until something is sharded."""
+    return hasattr(value, "full_tensor")
+
+
 def clip_gradients(model: nn.Module, longest: float) -> Tensor:
     """Shortens the gradient to that length at most; returns the length that it had."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), longest)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm: Any = nn.utils.clip_grad_norm_(model.parameters(), longest)
+    return norm.full_tensor() if is_share(norm) else norm
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
@@ -101,7 +105,7 @@ def whole(values: Any) -> Any:
     """Any nest of lists and dicts with the tensors in it put together, on the CPU. All processes must call it; only the first keeps what it gets."""
 
     def gathered(value: Any) -> Any:
-        if isinstance(value, DTensor):
+        if is_share(value):
             full = value.full_tensor()
             return full.cpu() if rank() == 0 else None
         return value
@@ -109,25 +113,27 @@ def whole(values: Any) -> Any:
     return tree_map(gathered, values)
 
 
-def share(value: Any, like: Tensor) -> Any:
+def share(value: Any, like: Any) -> Any:
     """Of a whole tensor in the shape of a parameter what this process needs beside that: its share, or all, laid out in memory alike."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape != like.shape:
         return value
-    if isinstance(like, DTensor):
+    if is_share(like):
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(value.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None)
     return torch.empty_like(like, dtype=value.dtype).copy_(value)  # a fused optimiser walks through both by address
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(tensor: Any) -> Tensor:
     """What this process keeps of a tensor: its share of a sharded one, all of any other."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_share(tensor) else tensor
 
 
 @torch.no_grad()
 def put_together(sharded: nn.Module, model: nn.Module) -> None:
     """Copies a sharded model into a whole one. All processes must call it."""
     for kept, current in zip(model.state_dict().values(), sharded.state_dict().values()):
-        kept.copy_(current.full_tensor() if isinstance(current, DTensor) else current)
+        kept.copy_(current.full_tensor() if is_share(current) else current)
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:

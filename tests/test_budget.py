@@ -1,15 +1,20 @@
 """Counted costs against closed forms, and against what a real forward pass keeps."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from minunclip.budget import BYTES, PEAK, UTILISATION, budget, cost, count, measure, memory, step_seconds
+from minunclip.budget import BYTES, PEAK, UTILISATION, budget, cost, count, measure, memory, sample_inputs, step_seconds
 from minunclip.cli import main
 from minunclip.config import CPU, PRESETS, TINY, TransformerConfig
+from minunclip.loading import MODELS
 from minunclip.models.transformer import Transformer
+from minunclip.training import recompute
 
 
 class Causal(nn.Module):
@@ -59,6 +64,45 @@ def test_what_is_kept_when_layers_are_run_again() -> None:
     assert kept == 4 * 7 * ((6 + 5) + (5 + 4) + (4 + 3) + 3)
     # every layer's input, the input of the last map, and all that the largest layer keeps
     assert recomputed == 4 * 7 * ((6 + 5 + 4) + 3 + (6 + 5))
+
+
+class Live(TorchDispatchMode):
+    """Follows every storage from its first operation to its release: bytes at the peak, without those that were there before."""
+
+    def __init__(self, before: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in before}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.release, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def release(self, address: int, size: int) -> None:
+        self.known.discard(address)
+        self.now -= size
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("stage", ["prior", "decoder", "upsampler1"])
+def test_the_estimate_is_near_what_a_real_step_holds_at_its_peak(stage: str, again: bool) -> None:
+    config, settings = TINY.models[stage], replace(TINY.training[stage], recompute=again)
+    model, inputs = MODELS[stage][0](config), sample_inputs(stage, config, 16)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # part of the state, and there from the second part of a batch on
+    if again:
+        recompute(model)
+    live = Live([*model.parameters(), *model.buffers(), *[p.grad for p in model.parameters()], *inputs])
+    with live:
+        model(*inputs).square().mean().backward()
+    assert live.peak == pytest.approx(16 * cost(stage, config, settings).activations, rel=0.1)
 
 
 def test_recomputing_costs_a_third_more_and_keeps_less() -> None:
