@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test test-interop test-scale weights evaluate results bench notebooks site
+.PHONY: demo test test-interop test-scale weights evaluate results bench notebooks site expected
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -42,6 +42,9 @@ results: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/speed.py --json results/speed.json
+
+expected: .venv/ready
+	$(BIN)/python benchmarks/expected.py
 
 notebooks: .venv/ready
 	$(BIN)/jupyter lab notebooks

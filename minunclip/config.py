@@ -1,8 +1,8 @@
-"""Every size and setting of unCLIP, as frozen dataclasses, and four presets side by side.
+"""Every size and setting of unCLIP, as frozen dataclasses, and five presets side by side.
 
 Paper: Tab. 3 and App. C. A preset is literal: what you read here is what is built.
-`tiny` is for tests (seconds), `cpu` trains the whole chain on two cores in under two hours, `gpu` fits one 24 GB card,
-`paper` has the paper's sizes and is only ever built on the meta device.
+`tiny` is for tests (seconds), `course` for a first look at every curve (a minute a stage), `cpu` trains the whole chain on two cores in
+under two hours, `gpu` fits one 24 GB card, `paper` has the paper's sizes and is only ever built on the meta device.
 """
 
 from dataclasses import dataclass, replace
@@ -249,6 +249,31 @@ TINY = Preset(
     },
 )
 
+COURSE = Preset(  # what `data/expected` was trained with: each stage in about a minute
+    world=WorldConfig(training_scenes=3000, upsampler_scenes=256, validation_scenes=256),
+    clip=CLIPConfig(32, 8, TransformerConfig(64, 3, 4), TransformerConfig(64, 3, 4), 32, 512, 64, stem="convolutions"),
+    prior=DiffusionPriorConfig(64, 64, 32, TransformerConfig(64, 3, 2), DiffusionConfig("cosine", "x0", False, "dpm", 15)),
+    ar_prior=AutoregressivePriorConfig(64, 64, 32, 64, 64, TransformerConfig(64, 3, 2)),
+    decoder=DecoderConfig(
+        image_size=16,
+        embedding_dim=64,
+        vocabulary_size=512,
+        context_length=32,
+        text=TransformerConfig(64, 3, 4),
+        unet=UNetConfig(64, (1,), 1, (4,), 32, patch_size=4),
+        diffusion=DiffusionConfig("cosine", "x0", False, "dpm", 15),
+        text_start="clip",
+    ),
+    upsampler1=UpsamplerConfig(16, 32, "blur", UNetConfig(16, (1, 2), 1, (), 16, patch_size=2), DiffusionConfig("cosine", "x0", False, "ddim", 10)),
+    upsampler2=UpsamplerConfig(32, 64, "bsr", UNetConfig(16, (1, 2), 1, (), 16, patch_size=4), DiffusionConfig("linear", "x0", False, "ddim", 10)),
+    checker=CheckerConfig(width=8),
+    dalle=DALLEConfig(DiscreteVAEConfig(16, 64, 4, 32), 512, 32, TransformerConfig(64, 3, 2)),
+    training={
+        stage: TrainingConfig(240, size, 2e-3, warmup=30, precision="fp32", ema_decay=0.98, validate_every=30)
+        for stage, size in zip(STAGES + BASELINES, (64, 64, 32, 32, 16, 16, 64, 32, 32, 32))
+    },
+)
+
 CPU = Preset(
     world=WorldConfig(training_scenes=60_000, upsampler_scenes=6_000, validation_scenes=2_000),
     clip=CLIPConfig(
@@ -434,4 +459,4 @@ PAPER = Preset(  # Tab. 3 and App. C; vocabulary and text context of CLIP's own 
     },
 )
 
-PRESETS = {"tiny": TINY, "cpu": CPU, "gpu": GPU, "paper": PAPER}
+PRESETS = {"tiny": TINY, "course": COURSE, "cpu": CPU, "gpu": GPU, "paper": PAPER}

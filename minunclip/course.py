@@ -1,5 +1,5 @@
-"""What the notebooks teach with: `check("best_candidate", your_function)` looks at an exercise, `slide` shows a slider over pictures, and `compare` two
-systems side by side, to be judged blindly.
+"""What the notebooks teach with: `check("best_candidate", your_function)` looks at an exercise, `slide` shows a slider over pictures,
+`compare_run` holds a log of training against what is expected, and `compare` shows two systems side by side, to be judged blindly.
 
 An exercise that is not begun (it raises NotImplementedError) is let off with a word; a wrong answer raises AssertionError and says why.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from minunclip.blind import compare as compare
+from minunclip.curves import compare_run as compare_run
 from minunclip.data.captions import describes
 from minunclip.data.scenes import sample_scenes
 from minunclip.diffusion import make_schedule

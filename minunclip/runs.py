@@ -128,6 +128,11 @@ def flip(shape: int, chance: float, device: torch.device) -> Tensor:
     return torch.rand(shape, device=device) < chance
 
 
+def everywhere(batch: Tensor) -> Tensor:
+    """A drop for every example of a batch: the loss without the condition, from which guidance starts."""
+    return torch.ones(len(batch), dtype=torch.bool, device=batch.device)
+
+
 Loss = Callable[[nn.Module, Batch], Tensor]
 Trained = tuple[nn.Module, Callable[[int], Batch], Loss, dict[str, Any]]
 

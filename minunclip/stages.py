@@ -30,7 +30,7 @@ from minunclip.models.clip import CLIP, contrastive_loss, same_captions
 from minunclip.models.decoder import Decoder, decoder_loss, sample_decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale, prior_loss, sample_prior
 from minunclip.models.upsampler import Upsampler, degrade, resize, sample_upsampler, training_pair, upsampler_loss
-from minunclip.runs import GRID, Loss, Run, Trained, flip, moments, tile
+from minunclip.runs import GRID, Loss, Run, Trained, everywhere, flip, moments, tile
 from minunclip.training import Batch, TrainingError, fit, write_atomically
 
 CHECKER_SCENES = 20_000
@@ -109,9 +109,9 @@ def prior_stage(run: Run, settings: TrainingConfig) -> Trained:
         fixed = torch.Generator().manual_seed(0)
         timestep = torch.randint(schedule.steps, (len(z_i),), generator=fixed).to(z_i.device)
         noise = torch.randn(z_i.shape, generator=fixed).to(z_i)
-        value = prior_loss(model, schedule, z_i, encoded, mask, z_t, timestep, noise).mean()
+        told, untold = (prior_loss(model, schedule, z_i, encoded, mask, z_t, timestep, noise, drop).mean() for drop in (None, everywhere(z_i)))
         drawn, _, _ = sample_prior(model, schedule, encoded[:64], mask[:64], z_t[:64], seeds=range(len(z_t[:64])), steps=10)
-        return {"validation_loss": float(value), "cosine": float(F.cosine_similarity(drawn, z_i[:64]).mean())}
+        return {"validation_loss": float(told), "untold_loss": float(untold), "cosine": float(F.cosine_similarity(drawn, z_i[:64]).mean())}
 
     model = DiffusionPrior(config)
     model.prepare_from(torch.tensor(run.image_embeddings))
@@ -137,9 +137,9 @@ def ar_prior_stage(run: Run, settings: TrainingConfig) -> Trained:
         assert isinstance(model, AutoregressivePrior)
         z_i = run.clip.encode_image(run.validation["pictures"])
         encoded, mask, z_t = _text(run, run.validation["tokens"])
-        value = autoregressive_loss(model, z_i, encoded, mask, z_t).mean()
+        told, untold = (autoregressive_loss(model, z_i, encoded, mask, z_t, drop).mean() for drop in (None, everywhere(z_i)))
         drawn = sample_autoregressive(model, encoded[:64], mask[:64], z_t[:64], seeds=range(len(z_t[:64])))
-        return {"validation_loss": float(value), "cosine": float((drawn * z_i[:64]).sum(dim=1).mean())}
+        return {"validation_loss": float(told), "untold_loss": float(untold), "cosine": float((drawn * z_i[:64]).sum(dim=1).mean())}
 
     return model, _embedding_batch(run, settings, "ar-prior"), loss, {"validate": validate}
 
@@ -169,8 +169,10 @@ def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, sta
         fixed = torch.Generator().manual_seed(0)
         timestep = torch.randint(schedule.steps, (len(images),), generator=fixed).to(images.device)
         noise = torch.randn(images.shape, generator=fixed).to(images)
-        hide, keep = (torch.full((len(images),), hidden, device=images.device) for hidden in (config.embedding_drop == 1, False))
-        return {"validation_loss": float(decoder_loss(model, schedule, images, z_i, tokens, mask, timestep, noise, hide, keep).mean())}
+        every = everywhere(images)
+        drops = ((every if config.embedding_drop == 1 else ~every, ~every), (every, every))
+        told, untold = (decoder_loss(model, schedule, images, z_i, tokens, mask, timestep, noise, *drop).mean() for drop in drops)
+        return {"validation_loss": float(told), "untold_loss": float(untold)}
 
     @torch.no_grad()
     def sample(model: nn.Module) -> np.ndarray:
