@@ -27,7 +27,7 @@ from minunclip.data.captions import LEVELS, caption, parse
 from minunclip.data.checker import matches
 from minunclip.data.collection import refusal
 from minunclip.data.emoji import build_emoji
-from minunclip.data.files import Crop, check_folder, read_lines, read_square
+from minunclip.data.files import Crop, Unusable, check_folder, read_lines, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import load_world, to_tensor, to_uint8
@@ -328,8 +328,14 @@ def rate(ratings: str, pictures: list[str], weights: str = str(WEIGHTS), device:
     model, rows = UnCLIP.from_pretrained(weights, pick_device(device)), read_ratings(Path(ratings))
     side = model.models["clip"].config.image_size
 
+    def read(path: Path) -> np.ndarray:
+        try:
+            return np.asarray(read_square(path.read_bytes()).resize((side, side)))
+        except Unusable as reason:
+            raise ValueError(f"{path} is {reason}: leave it out, or repair it") from None
+
     def embed(paths: Sequence[Path]) -> torch.Tensor:
-        return model.embed(to_tensor(np.stack([np.asarray(read_square(path.read_bytes()).resize((side, side))) for path in paths])))
+        return model.embed(to_tensor(np.stack([read(path) for path in paths])))
 
     z_i, given = embed([path for path, _ in rows]), torch.tensor([rating for _, rating in rows])
     if len(rows) >= 10:

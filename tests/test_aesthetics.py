@@ -58,6 +58,14 @@ def test_your_own_ratings(tmp_path, tiny_weights, capsys):
     assert first.startswith("correlation with ratings it had not seen: ") and second.endswith(str(tmp_path / "0.png")) and float(second.split()[0]) < 10
 
 
+def test_a_broken_picture_is_named(tmp_path, tiny_weights, capsys):
+    ratings = rated_folder(tmp_path, count=3)
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
+    assert main(["rate", str(ratings), str(tmp_path / "0.png"), "--weights", str(tiny_weights)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / '1.png'} is broken" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("content, word", [("file_name,rating\n0.png,good\n", "line 2"), ("a,b\n1,2\n", "columns"), ("file_name,rating\nno.png,1\n", "no.png")])
 def test_bad_ratings_get_a_line(tmp_path, tiny_weights, capsys, content, word):
     (tmp_path / "ratings.csv").write_text(content)
