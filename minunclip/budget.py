@@ -4,6 +4,7 @@ FLOPs are counted in one forward pass of one example, operation by operation, a 
 forward passes (the backward pass is two). Weights, gradients, AdamW's two moments and the moving average are 20 bytes a parameter in float32.
 Activations are what the forward pass keeps for the backward one, counted tensor by tensor. With `recompute` a layer keeps its input alone, and the one
 whose turn it is in the backward pass all it needs, for one more forward pass. Many GPUs add what they say to each other: see `step_seconds`.
+The formulas, and the paper's budget, stand in docs/budget.md.
 """
 
 import copy
@@ -30,6 +31,7 @@ OVERLAP = 0.5  # the share of the computing behind which a sharded model's gathe
 A_MACHINE = 8  # GPUs
 NVLINK = 220e9  # bytes a second that a GPU passes on round a ring within its machine
 NETWORKS = {"8 x 200 Gb/s InfiniBand": 160e9, "100 Gb/s Ethernet": 10e9}  # bytes a second from machine to machine, 80 % of the wire
+STATED = {"prior": "1B", "ar-prior": "1B", "decoder": "3.5B", "upsampler1": "700M", "upsampler2": "300M"}  # the paper's parameters, Tab. 3
 
 
 class Cost(NamedTuple):
@@ -38,7 +40,7 @@ class Cost(NamedTuple):
     parameters: int
     forward: int  # FLOPs of one training example
     activations: int  # bytes kept for the backward pass of one training example, in float32
-    sampling: int  # FLOPs to draw one picture, without guidance; 0 for CLIP, which draws nothing
+    sampling: int  # FLOPs to draw one picture, all candidates, without guidance (which doubles them); 0 for CLIP, which draws nothing
     training: float  # FLOPs of all steps
 
     @property
@@ -126,7 +128,7 @@ def cost(stage: str, config: Any, settings: TrainingConfig) -> Cost:
     if stage in ("clip", "ar-prior"):  # CLIP draws nothing; with cached keys and values the other sees each token once, as in one pass
         calls = int(stage == "ar-prior")
     else:
-        calls = config.diffusion.sampling_steps
+        calls = config.diffusion.sampling_steps * getattr(config, "candidates", 1)
     parameters = sum(p.numel() for p in model.parameters())
     training = (3.0 + settings.recompute) * forward * settings.batch_size * settings.steps
     return Cost(parameters, forward, recomputed if settings.recompute else plain, whole * calls, training)
@@ -218,11 +220,25 @@ def many_gpus_as_markdown(preset: Preset, gpus: tuple[int, ...] = (8, 64, 256)) 
 
 def as_text(preset: Preset) -> str:
     """The budget as a table for a terminal."""
-    lines = [f"{'stage':<11} {'parameters':>11} {'forward':>12} {'a picture':>12} {'state':>9} {'activations':>12} {'training':>11} {'A100-days':>10}"]
+    heads = ("parameters", "paper", "forward", "a picture", "weights", "optimiser", "activations", "training", "A100-days")
+    widths = (11, 6, 15, 14, 9, 10, 12, 15, 10)
+    rows = [("stage", *heads)]
     for stage, one in budget(preset).items():
-        lines.append(
-            f"{stage:<11} {one.parameters / 1e6:>9,.1f} M {one.forward / 1e9:>7,.1f} GFLOP {one.sampling / 1e12:>6,.2f} TFLOP "
-            f"{one.parameters * BYTES / 1e9:>6,.1f} GB {one.activations / 1e6:>9,.1f} MB {one.training / 1e18:>8,.1f} EF {one.gpu_days:>10,.1f}"
+        rows.append(
+            (
+                stage,
+                f"{one.parameters / 1e6:,.1f} M",
+                STATED.get(stage, "–"),
+                f"{one.forward / 1e9:,.1f} GFLOP",
+                f"{one.sampling / 1e12:,.2f} TFLOP",
+                f"{one.parameters * WEIGHT / 1e9:,.1f} GB",
+                f"{one.parameters * (BYTES - WEIGHT) / 1e9:,.1f} GB",
+                f"{one.activations / 1e6:,.1f} MB",
+                f"{one.training / 1e18:,.1f} EFLOP",
+                f"{one.gpu_days:,.1f}",
+            )
         )
-    lines.append(f"state: {BYTES} bytes a parameter; activations: of one example, float32; A100-days at {UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s")
+    lines = [f"{row[0]:<11}" + "".join(f"{value:>{width + 1}}" for value, width in zip(row[1:], widths)) for row in rows]
+    lines.append(f"optimiser: gradients, two moments, moving average, so {BYTES} bytes a parameter with its weight; activations: of one example, float32")
+    lines.append(f"a picture: all candidates, without guidance; A100-days: at {UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s; paper: parameters in Tab. 3")
     return "\n".join(lines)

@@ -2,19 +2,30 @@
 
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from minunclip.budget import BYTES, PEAK, UTILISATION, budget, cost, count, measure, memory, sample_inputs, step_seconds
+from minunclip.budget import BYTES, PEAK, UTILISATION, Cost, as_text, budget, cost, count, measure, memory, sample_inputs, step_seconds
 from minunclip.cli import main
 from minunclip.config import CPU, PRESETS, TINY, TransformerConfig
+from minunclip.diffusion import make_schedule
 from minunclip.loading import MODELS
+from minunclip.models.clip import CLIP
+from minunclip.models.diffusion_prior import DiffusionPrior, sample_prior
 from minunclip.models.transformer import Transformer
 from minunclip.training import recompute
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict[str, Cost]:
+    return budget(TINY)
 
 
 class Causal(nn.Module):
@@ -166,4 +177,32 @@ def test_every_stage_of_the_gpu_preset_fits_a_card_of_24_gb() -> None:
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--preset", "tiny", "--budget"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert len(capsys.readouterr().out.splitlines()) == 9
+
+
+@pytest.mark.parametrize("stage", [stage for stage in TINY.models if stage != "checker"])
+def test_what_is_counted_is_what_a_real_step_does(tiny: dict[str, Cost], stage: str) -> None:
+    """On numbers, not on the meta device, with the attention that the counter knows; a step is nearly three forward passes (inputs need no gradient)."""
+    one, config = tiny[stage], TINY.models[stage]
+    model, inputs = MODELS[stage][0](config), sample_inputs(stage, config, 1)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        assert count(model, inputs)[:2] == (one.forward, one.activations)
+        output = model.encode_image(inputs[0]).sum() + model.encode_text(*inputs[1:]).sum() if isinstance(model, CLIP) else model(*inputs).sum()
+        before = counter.get_total_flops()
+        output.backward()
+    assert 1.8 * one.forward < counter.get_total_flops() - before <= 2 * one.forward
+
+
+def test_a_picture_costs_what_drawing_it_does(tiny: dict[str, Cost]) -> None:
+    torch.manual_seed(0)
+    one, config = tiny["prior"], TINY.prior
+    schedule, mask = make_schedule("cosine", 1000), torch.ones(1, config.context_length, dtype=torch.bool)
+    text = torch.randn(1, config.context_length, config.text_width), mask, torch.randn(1, config.embedding_dim)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        sample_prior(DiffusionPrior(config), schedule, *text, seeds=[0])
+    assert counter.get_total_flops() == one.sampling
+
+
+def test_the_page_shows_the_papers_budget() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "budget.md").read_text(encoding="utf-8")
+    assert as_text(PRESETS["paper"]) in page
