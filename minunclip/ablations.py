@@ -37,8 +37,7 @@ def short_run(model: UnCLIP, folder: Path, seed: int, scenes: int = SCENES) -> R
     configs = {stage.replace("-", "_"): network.config for stage, network in model.models.items() if stage in CPU.models}
     preset = replace(CPU, world=replace(CPU.world, training_scenes=scenes, upsampler_scenes=64), **configs)
     save_model(folder / "clip", model.models["clip"], _as_json(preset.clip))
-    model.tokenizer.save(folder / "tokenizer.json")
-    return Run(preset, folder, model.device, seed, init=folder)
+    return Run(preset, folder, model.device, seed, tokenizer=model.tokenizer)
 
 
 def _fit(run: Run, stage: str, name: str, change: Callable[[nn.Module], None] | None = None, stop_after: int | None = None) -> nn.Module:

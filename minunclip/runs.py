@@ -46,11 +46,12 @@ class Run:
     data: Path | None = None  # a folder of your own pictures; without it, the captioned world
     init: Path | None = None  # a folder of weights to start from
     crop: Crop = "centre"  # which square of a picture of your own
+    tokenizer: Tokenizer | None = None  # without one, and without weights to start from, one is trained
     published: Path | None = None  # a folder with a published CLIP and its vocabulary, which takes the place of our own
 
     @cached_property
     def world(self) -> World:
-        tokenizer = None if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
+        tokenizer = self.tokenizer if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
         tokenizer = tokenizer if self.published is None else Tokenizer.from_clip(self.published)
         if self.data is None:
             return build_world(self.preset, self.folder / "data", self.seed, tokenizer)
