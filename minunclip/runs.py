@@ -46,8 +46,8 @@ class Run:
     data: Path | None = None  # a folder of your own pictures; without it, the captioned world
     init: Path | None = None  # a folder of weights to start from
     crop: Crop = "centre"  # which square of a picture of your own
-    tokenizer: Tokenizer | None = None  # without one, and without weights to start from, one is trained
     published: Path | None = None  # a folder with a published CLIP and its vocabulary, which takes the place of our own
+    tokenizer: Tokenizer | None = None  # without one, and without weights to start from, one is trained
 
     @cached_property
     def world(self) -> World:
