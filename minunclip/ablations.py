@@ -3,10 +3,9 @@
 The trainings are short, and stand on the frozen CLIP of the weights that they are given; a run that was stopped goes on when called again.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from minunclip.data.render import render
 from minunclip.data.world import HELD_OUT_SEED, to_tensor
 from minunclip.evaluation import accuracy, frechet_distance, held_out_captions
 from minunclip.experiments import Table
+from minunclip.loading import config_to_json
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale
 from minunclip.pipeline import UnCLIP
 from minunclip.runs import Run
@@ -28,15 +28,11 @@ from minunclip.training import fit, read_log, save_model
 SCENES = 20_000  # training scenes: a third of the cpu preset's
 
 
-def _as_json(config: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(config)))
-
-
 def short_run(model: UnCLIP, folder: Path, seed: int, scenes: int = SCENES) -> Run:
     """A run in `folder` for models of the same sizes as `model`'s, on its frozen CLIP and its tokenizer."""
     configs = {stage.replace("-", "_"): network.config for stage, network in model.models.items() if stage in CPU.models}
     preset = replace(CPU, world=replace(CPU.world, training_scenes=scenes, upsampler_scenes=64), **configs)
-    save_model(folder / "clip", model.models["clip"], _as_json(preset.clip))
+    save_model(folder / "clip", model.models["clip"], config_to_json(preset.clip))
     return Run(preset, folder, model.device, seed, tokenizer=model.tokenizer)
 
 
@@ -46,7 +42,8 @@ def _fit(run: Run, stage: str, name: str, change: Callable[[nn.Module], None] | 
     if change is not None:
         change(model)
     looks.pop("sample", None)
-    return fit(model, batch, loss, settings, run.folder / name, name=stage, model_config=_as_json(model.config), seed=run.seed, stop_after=stop_after, **looks)
+    config = config_to_json(model.config)
+    return fit(model, batch, loss, settings, run.folder / name, name=stage, model_config=config, seed=run.seed, stop_after=stop_after, **looks)
 
 
 def _with_steps(run: Run, stage: str, **settings: Any) -> Run:

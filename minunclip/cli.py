@@ -67,7 +67,7 @@ def pick_device(name: Device) -> torch.device:
 
 def train(
     stage: Literal["clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker", "glide", "dalle-vae", "dalle", "all"],
-    preset: Literal["tiny", "cpu", "gpu", "paper"] = "cpu",
+    preset: Literal["tiny", "course", "cpu", "gpu", "paper"] = "cpu",
     out: str | None = None,
     seed: int = 0,
     device: Device = "auto",

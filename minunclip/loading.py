@@ -43,6 +43,11 @@ MODELS: dict[str, tuple[type[nn.Module], type]] = {
 }
 
 
+def config_to_json(config: Any) -> dict[str, Any]:
+    """A config dataclass as `config.json` has it: what `config_from_json` reads."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
 def config_from_json(kind: type, values: Any, where: str) -> Any:
     """A (nested) config dataclass from what `json.load` gave; ValueError names an unknown field, or a missing one that has no default."""
     hints = get_type_hints(kind)

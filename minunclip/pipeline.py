@@ -4,10 +4,9 @@ Paper: section 2, P(x | y) = P(x | z_i, y) P(z_i | y).
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +21,7 @@ from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import to_uint8, trim
 from minunclip.diffusion import Denoiser, OnStep, SamplerName, Schedule, SeededNoise, invert_ddim, make_schedule, revert_ddim, sample_ddim
 from minunclip.hub import local_folder, push
-from minunclip.loading import load_model
+from minunclip.loading import config_to_json, load_model
 from minunclip.models.autoregressive_prior import sample_autoregressive
 from minunclip.models.decoder import decoder_denoiser, sample_decoder
 from minunclip.models.diffusion_prior import LatentScale, sample_prior
@@ -107,7 +106,7 @@ class UnCLIP:
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes what `from_pretrained` reads."""
         for stage, model in self.models.items():
-            save_model(Path(folder) / stage, model, json.loads(json.dumps(asdict(model.config))), dtype)
+            save_model(Path(folder) / stage, model, config_to_json(model.config), dtype)
         self.tokenizer.save(Path(folder) / "tokenizer.json")
 
     def push_to_hub(self, name: str, private: bool = False) -> str:

@@ -1,9 +1,8 @@
 """One training of the chain: its folder, its data, CLIP's frozen embeddings, and what every stage of it draws at random."""
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from minunclip.data.scenes import sample_scenes, twin
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import World, build_world, save_array, to_tensor, training_captions
 from minunclip.diffusion import Schedule
-from minunclip.loading import load_model, read_json
+from minunclip.loading import config_to_json, load_model, read_json
 from minunclip.models.clip import CLIP
 from minunclip.training import Batch, TrainingError, save_model
 
@@ -167,7 +166,7 @@ def on_clip(preset: Preset, clip: CLIPConfig) -> Preset:
 
 def adopt_clip(run: Run, clip: CLIP) -> None:
     """Puts a published CLIP where the stages of a run look for the one that they learn from. ValueError where another one is."""
-    path, config = run.folder / "clip" / "config.json", json.loads(json.dumps(asdict(clip.config)))
+    path, config = run.folder / "clip" / "config.json", config_to_json(clip.config)
     if not path.exists():
         save_model(path.parent, clip, config)
     elif read_json(path) != config:

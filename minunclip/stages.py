@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batche
 from minunclip.data.world import to_tensor, to_uint8, trim
 from minunclip.diffusion import make_schedule
 from minunclip.distributed import first_one_then_all, gather, rank
-from minunclip.loading import load_model, load_weights
+from minunclip.loading import config_to_json, load_model, load_weights
 from minunclip.models.autoregressive_prior import AutoregressivePrior, autoregressive_loss, sample_autoregressive
 from minunclip.models.clip import CLIP, contrastive_loss, same_captions
 from minunclip.models.decoder import Decoder, decoder_loss, sample_decoder
@@ -305,7 +305,7 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
     settings, model, batch, loss, looks = prepare(stage, run, settings)
     if run.init is not None and stage not in ("ar-prior", "decoder", "glide"):  # these have seen to it: part of them is fitted to CLIP's embeddings
         load_weights(model, run.init / stage / "model.safetensors")
-    config = json.loads(json.dumps(asdict(model.config)))  # type: ignore[call-overload]
+    config = config_to_json(model.config)
     folder = run.folder / stage
     folder.mkdir(parents=True, exist_ok=True)
     if rank() == 0 and not (resume and (folder / "training.pt").exists()):

@@ -1,9 +1,13 @@
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from functools import wraps
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from safetensors.torch import load_file
 
 from minunclip import cli
 from minunclip.cli import main, slug
-from minunclip.config import BASELINES, CPU, STAGES, CheckerConfig
+from minunclip.config import BASELINES, CPU, PRESETS, STAGES, CheckerConfig
 from minunclip.data.checker import SceneReader
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.models.upsampler import Upsampler
@@ -216,3 +220,25 @@ def test_a_reader_who_leaves_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m minunclip.cli data preview --count 500 --out {tmp_path / 'a.png'} | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+def readme_commands() -> list[str]:
+    """Every line of README.md and notebooks/README.md that starts the program, without its comment."""
+    pages = [(Path(__file__).parents[1] / name).read_text() for name in ("README.md", "notebooks/README.md")]
+    blocks = [line for page in pages for block in re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
+    return [line for line in blocks if re.match(r"(\.venv/bin/|torchrun .* -m )?minunclip", line)]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_the_program_understands_every_command_of_the_readme(line: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    arguments = shlex.split(re.split("minunclip(?:\\.cli)? ", line, maxsplit=1)[1], comments=True)
+    called = []
+    monkeypatch.setattr(cli, "local_folder", lambda name: name)  # folders that earlier lines would have made
+    for name, command in cli.COMMANDS.items():
+        monkeypatch.setitem(cli.COMMANDS, name, wraps(command)(lambda *given, name=name, **options: called.append(name)))
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert called == [" ".join(arguments[: 2 if arguments[0] == "data" else 1])]
+
+
+def test_a_preset_that_is_trained_by_name_is_in_the_list() -> None:
+    assert set(get_args(cli.train.__annotations__["preset"])) == set(PRESETS) == set(get_args(get_args(cli.info.__annotations__["preset"])[0]))
