@@ -225,7 +225,7 @@ def test_a_reader_who_leaves_is_no_error(tmp_path: Path) -> None:
 def readme_commands() -> list[str]:
     """Every line of README.md and notebooks/README.md that starts the program, without its comment."""
     pages = [(Path(__file__).parents[1] / name).read_text() for name in ("README.md", "notebooks/README.md")]
-    blocks = [line for page in pages for block in re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
+    blocks = [line for page in pages for block in re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
     return [line for line in blocks if re.match(r"(\.venv/bin/|torchrun .* -m )?minunclip", line)]
 
 
@@ -235,7 +235,7 @@ def test_the_program_understands_every_command_of_the_readme(line: str, monkeypa
     called = []
     monkeypatch.setattr(cli, "local_folder", lambda name: name)  # folders that earlier lines would have made
     for name, command in cli.COMMANDS.items():
-        monkeypatch.setitem(cli.COMMANDS, name, wraps(command)(lambda *given, name=name, **options: called.append(name)))
+        monkeypatch.setitem(cli.COMMANDS, name, wraps(command)(lambda _name=name, **options: called.append(_name)))
     assert main(arguments) == 0, capsys.readouterr().err
     assert called == [" ".join(arguments[: 2 if arguments[0] == "data" else 1])]
 
