@@ -17,7 +17,7 @@ test: .venv/ready
 	$(BIN)/ruff check minunclip tests benchmarks
 	$(BIN)/ruff format --check minunclip tests benchmarks
 	$(BIN)/mypy
-	TQDM_DISABLE=1 $(BIN)/pytest -q --nbval-lax --nbval-cell-timeout=1500 tests notebooks
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -q -n auto --dist loadscope --nbval-lax --nbval-cell-timeout=1500 tests notebooks
 
 test-interop: .venv/ready
 	$(BIN)/pip install -q "transformers>=5" "diffusers>=0.35" onnx onnxruntime

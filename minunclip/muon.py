@@ -12,11 +12,16 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a x + b x^3 + c x^5, which drives every singular value in (0, 1] to about 1
 
 
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16. A CPU without the instructions does it in a plain loop, a hundred times as slowly as in float32."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+
+
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrix (n, m) whose singular values are all about 1 (0.7 to 1.2), by Newton-Schulz iteration in bf16; same directions."""
+    """The nearest matrix (n, m) whose singular values are all about 1 (0.7 to 1.2), by Newton-Schulz iteration, in bf16 where that is fast; same directions."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if tall else matrix).bfloat16()
+    x = (matrix.mT if tall else matrix).to(torch.bfloat16 if bf16_is_fast(matrix.device) else torch.float32)
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         # X <- a X + b (X X^T) X + c (X X^T)^2 X

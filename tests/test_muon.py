@@ -5,8 +5,10 @@ from torch import nn
 from minunclip.muon import Muon, orthogonalize
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)])
-def test_directions_stay_and_singular_values_become_about_one(shape):
+def test_directions_stay_and_singular_values_become_about_one(shape, fast, monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: fast)
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     found = orthogonalize(matrix)

@@ -4,6 +4,7 @@ import io
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from minunclip.plots import picture_grid, show, slide, table_figure
@@ -78,3 +79,21 @@ def test_a_slider_without_words_or_with_two_names_is_refused(shown):
         with pytest.raises(ValueError, match="give one"):
             slide(lambda axes, value: None, alt="nothing at all", **sliders)
     assert not shown
+
+
+def test_the_colours_of_the_course_are_told_apart_without_red_and_green():
+    with plt.style.context("minunclip.course"):
+        colours = [to_rgb(colour) for colour in plt.rcParams["axes.prop_cycle"].by_key()["color"]]
+    linear = np.array(colours) ** 2.2
+    deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])  # Machado, Oliveira and Fernandes 2009, severity 1
+    for seen in (linear, linear @ deuteranopia.T):
+        lightness, a, b = _lab(seen.clip(0, 1)).T
+        apart = np.sqrt((lightness[:, None] - lightness) ** 2 + (a[:, None] - a) ** 2 + (b[:, None] - b) ** 2)
+        assert apart[~np.eye(len(colours), dtype=bool)].min() > 20  # 2.3 is just seen
+
+
+def _lab(linear: np.ndarray) -> np.ndarray:
+    """Linear sRGB to CIELAB, D65."""
+    xyz = linear @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T / [0.9505, 1, 1.089]
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
