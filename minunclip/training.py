@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from minunclip import distributed
 from minunclip.config import TrainingConfig
-from minunclip.muon import Muon
+from minunclip.muon import Muon, bf16_is_fast
 from minunclip.tracking import open_board, show_line
 
 if TYPE_CHECKING:
@@ -128,6 +128,11 @@ def autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
+def suited(settings: TrainingConfig, device: torch.device) -> TrainingConfig:
+    """bf16 only where the device computes in it: elsewhere float32 is faster."""
+    return replace(settings, precision="fp32") if settings.precision == "bf16" and not bf16_is_fast(device) else settings
+
+
 def fit(
     model: nn.Module,
     batch: Callable[[int], Batch],
@@ -153,6 +158,7 @@ def fit(
     Under torchrun every process calls it alike, and the first one alone writes (see `minunclip.distributed`).
     """
     device = next(model.parameters()).device
+    settings = suited(settings, device)
     writes, parts = distributed.rank() == 0, settings.accumulation * distributed.ranks()
     if settings.batch_size % parts:
         raise TrainingError(f"{name}: a batch of {settings.batch_size} does not fall into {parts} equal parts: change batch_size or accumulation")
