@@ -26,7 +26,7 @@ from minunclip.config import PRESETS, STAGES
 from minunclip.pipeline import UnCLIP
 from minunclip.runs import Run
 from minunclip.stages import prepare
-from minunclip.training import autocast, make_optimizers, update_ema
+from minunclip.training import autocast, make_optimizers, suited, update_ema
 
 CAPTION = "a red circle above a blue square"
 
@@ -57,6 +57,7 @@ def ceiling(device: torch.device, precision: str) -> float:
 def training_step(stage: str, run: Run, repeats: int) -> dict[str, float]:
     """One whole step: batch, forward, backward, clipping, optimiser, moving average."""
     settings, model, batch, loss, _ = prepare(stage, run)
+    settings = suited(settings, run.device)
     average, optimizers = copy.deepcopy(model).requires_grad_(False), make_optimizers(model, settings)
     model.train()
     step = iter(range(10**9))

@@ -31,7 +31,7 @@ from minunclip.models.decoder import Decoder, decoder_loss, sample_decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale, prior_loss, sample_prior
 from minunclip.models.upsampler import Upsampler, degrade, resize, sample_upsampler, training_pair, upsampler_loss
 from minunclip.runs import GRID, Loss, Run, Trained, everywhere, flip, moments, tile
-from minunclip.training import Batch, TrainingError, fit, suited, write_atomically
+from minunclip.training import Batch, TrainingError, fit, write_atomically
 
 CHECKER_SCENES = 20_000
 WHOLE = ("clip", "dalle-vae", "checker")  # never sharded: small, and their losses call parts of them
@@ -261,7 +261,7 @@ BUILD = {"clip": clip_stage, "prior": prior_stage, "ar-prior": ar_prior_stage, "
 
 def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tuple[TrainingConfig, nn.Module, Callable[[int], Batch], Loss, dict[str, Any]]:
     """What `training.fit` needs for a stage: settings that suit the device, an untrained model on it, batches, the loss, and what to look at."""
-    settings = suited(settings or run.preset.training[stage], run.device)
+    settings = settings or run.preset.training[stage]
     settings = replace(settings, compile=settings.compile and run.device.type != "cpu", sharded=settings.sharded and stage not in WHOLE)
     with first_one_then_all():
         _prepare_files(stage, run)

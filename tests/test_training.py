@@ -268,6 +268,19 @@ def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_intact(tmp_path: Pa
     assert kept["step"] == (bad - 1) // 10 * 10 and all(value.isfinite().all() for value in kept.values())
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_is_for_processors_that_compute_in_it(tmp_path: Path, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: fast)
+    seen = set()
+
+    def watched(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
+        seen.add(model(data["x"]).dtype)
+        return loss(model, data)
+
+    run(tmp_path, dataclasses.replace(SETTINGS, precision="bf16"), loss=watched, stop_after=2)
+    assert seen == {torch.bfloat16 if fast else torch.float32}
+
+
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
     def spoilt(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
         value = loss(model, data)
