@@ -83,6 +83,7 @@ def train(
     track: bool = False,
     data: str | None = None,
     crop: Crop = "centre",
+    stream: bool = False,
     init: str | None = None,
     clip: str | None = None,
     dry_run: bool = False,
@@ -91,7 +92,8 @@ def train(
 
     `data`: a folder of your own pictures with captions (minunclip/data/files.py says how they are found), in place of the captioned world; the
     checker, which reads that world, is then no part of "all". "emoji" stands for the system's, which are drawn into the folder of the run.
-    `crop`: which square of each is learned from. `init`: a folder of weights to start from, such as data/weights.
+    `crop`: which square of each is learned from. `stream`: read them from their files when a batch asks for them, in place of keeping arrays on disk.
+    `init`: a folder of weights to start from, such as data/weights.
     `clip`: a folder with a published CLIP, as the Hub has it (weights as safetensors, config, merges.txt), on whose embeddings all is trained.
     With --dry_run (or --dry-run) nothing is trained: settings, parameters, activations and the peak of memory are printed, estimated and, on a GPU, measured.
     `recompute` and `sharded` save memory, `compile` time, `track` writes for TensorBoard; minunclip/config.py and docs/scale.md say more.
@@ -117,7 +119,7 @@ def train(
             if not dry_run and not (folder / "emoji").is_dir():
                 build_emoji(folder / "emoji")
     own, start, vocabulary = (None if path is None else Path(path) for path in (data, init, clip))
-    run = Run(chosen, folder, started, seed, own, start, crop, vocabulary)
+    run = Run(chosen, folder, started, seed, own, start, crop, vocabulary, stream)
     if published is not None and not dry_run:
         with first_one_then_all():
             adopt_clip(run, published)
@@ -534,7 +536,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] in (["train"], ["info"], ["sample"], ["push"]):  # jsonargparse wants a value for every option
-        flags = ("--dry_run", "--budget", "--signature", "--private", "--recompute", "--compile", "--sharded", "--track")
+        flags = ("--dry_run", "--budget", "--signature", "--private", "--recompute", "--compile", "--sharded", "--track", "--stream")
         given = ["--dry_run" if word == "--dry-run" else word for word in given]
         given = [f"{word}=true" if word in flags else word for word in given]
     try:

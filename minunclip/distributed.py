@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def start(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    patience = timedelta(days=1)  # the first process may read, and embed, millions of pictures, while the others wait for it
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     atexit.register(distributed.destroy_process_group)  # its threads must end before the interpreter does, or they abort it
     return device
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minunclip.data.world import World, to_tensor, to_uint8
+from minunclip.data.world import Pictures, World, to_tensor, to_uint8
 from minunclip.evaluation import frechet_distance
 from minunclip.models.clip import same_captions
 from minunclip.pipeline import GUIDANCE, UnCLIP
@@ -94,7 +94,7 @@ def evaluate_own(
 
 
 @torch.no_grad()
-def _embed(model: UnCLIP, pictures: np.ndarray) -> Tensor:
+def _embed(model: UnCLIP, pictures: Pictures) -> Tensor:
     return torch.cat([model.embed(to_tensor(pictures[i : i + BATCH].copy())).cpu() for i in range(0, len(pictures), BATCH)])
 
 

@@ -1,7 +1,9 @@
 """One training of the chain: its folder, its data, CLIP's frozen embeddings, and what every stage of it draws at random."""
 
 import hashlib
+import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,9 +19,11 @@ from minunclip.data.collection import build_collection
 from minunclip.data.files import Crop
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes, twin
+from minunclip.data.streams import Streamed
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.data.world import World, build_world, save_array, to_tensor, training_captions
+from minunclip.data.world import Pictures, World, build_world, to_tensor, training_captions
 from minunclip.diffusion import Schedule
+from minunclip.distributed import rank, ranks
 from minunclip.loading import config_to_json, load_model, read_json
 from minunclip.models.clip import CLIP
 from minunclip.training import Batch, TrainingError, save_model
@@ -46,6 +50,7 @@ class Run:
     init: Path | None = None  # a folder of weights to start from
     crop: Crop = "centre"  # which square of a picture of your own
     published: Path | None = None  # a folder with a published CLIP and its vocabulary, which takes the place of our own
+    stream: bool = False  # whether pictures of your own are read when a batch asks for them, and not kept as arrays
     tokenizer: Tokenizer | None = None  # without one, and without weights to start from, one is trained
 
     @cached_property
@@ -54,7 +59,7 @@ class Run:
         tokenizer = tokenizer if self.published is None else Tokenizer.from_clip(self.published)
         if self.data is None:
             return build_world(self.preset, self.folder / "data", self.seed, tokenizer)
-        return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer, self.crop)
+        return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer, self.crop, self.stream)
 
     @cached_property
     def clip(self) -> CLIP:
@@ -76,8 +81,12 @@ class Run:
         digest = hashlib.sha256((self.folder / "clip" / "model.safetensors").read_bytes()).hexdigest()[:12]
         path = self.world.folder / f"image-embeddings-{digest}.npy"
         if not path.exists():
-            chunks = np.array_split(np.arange(len(self.world)), max(1, len(self.world) // 500))
-            save_array(path, np.concatenate([self._embed(self.world.pictures[chunk]).cpu().numpy() for chunk in chunks]))
+            temporary = path.with_name(f".{path.name}.tmp")
+            found = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(self.world), self.preset.clip.embedding_dim))
+            for chunk in np.array_split(np.arange(len(self.world)), max(1, len(self.world) // 500)):
+                found[chunk] = self._embed(self.world.pictures[chunk]).cpu().numpy()
+            found.flush()
+            os.replace(temporary, path)
         return np.load(path, mmap_mode="r")
 
     @torch.no_grad()
@@ -113,6 +122,19 @@ class Run:
         epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), count)
         return np.sort(np.concatenate([_shuffled(count, *key, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])), rng
 
+    def read(self, pictures: Pictures, index: np.ndarray, rows: np.ndarray | None = None) -> Tensor:
+        """The pictures of a batch's `index`, or of some `rows` of it, (B, 3, H, W) in [-1, 1].
+
+        Those read from files are each read by one process, whose share of the batch they are in (`training.fit`); to the others they are black.
+        """
+        rows = np.arange(len(index)) if rows is None else rows
+        if not isinstance(pictures, Streamed):
+            return to_tensor(pictures[index[rows]])
+        found = np.zeros((len(rows), *pictures.shape[1:]), np.uint8)
+        mine = rows // (len(index) // ranks()) == rank()
+        found[mine] = pictures[index[rows[mine]]]
+        return to_tensor(found)
+
     def captions(self, index: np.ndarray, rng: np.random.Generator) -> Tensor:
         """One caption of a random level for each scene, (B, L) padded."""
         return torch.from_numpy(self.world.captions[index, rng.integers(self.world.captions.shape[1], size=len(index))].astype(np.int64))
@@ -121,6 +143,19 @@ class Run:
 @lru_cache(maxsize=2)
 def _shuffled(count: int, seed: int, stage: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, stage, epoch, 11]).permutation(count)
+
+
+def read_ahead(batch: Callable[[int], Batch]) -> Callable[[int], Batch]:
+    """The same batches, each read by a thread while the step before it is computed."""
+    reader, waiting = ThreadPoolExecutor(1), dict[int, Future[Batch]]()
+
+    def next_batch(step: int) -> Batch:
+        found = waiting.pop(step, None) or reader.submit(batch, step)
+        waiting.clear()
+        waiting[step + 1] = reader.submit(batch, step + 1)
+        return found.result()
+
+    return next_batch
 
 
 def flip(shape: int, chance: float, device: torch.device) -> Tensor:

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from minunclip.baselines.stages import dalle_stage, vae_stage
 from minunclip.config import STAGES, DecoderConfig, TrainingConfig, UpsamplerConfig
 from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batches, reader_error, reader_scenes
-from minunclip.data.world import to_tensor, to_uint8, trim
+from minunclip.data.streams import Streamed
+from minunclip.data.world import Pictures, to_tensor, to_uint8, trim
 from minunclip.diffusion import make_schedule
 from minunclip.distributed import first_one_then_all, gather, rank
 from minunclip.loading import config_to_json, load_model, load_weights
@@ -30,7 +31,7 @@ from minunclip.models.clip import CLIP, contrastive_loss, same_captions
 from minunclip.models.decoder import Decoder, decoder_loss, sample_decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale, prior_loss, sample_prior
 from minunclip.models.upsampler import Upsampler, degrade, resize, sample_upsampler, training_pair, upsampler_loss
-from minunclip.runs import GRID, Loss, Run, Trained, everywhere, flip, moments, tile
+from minunclip.runs import GRID, Loss, Run, Trained, everywhere, flip, moments, read_ahead, tile
 from minunclip.training import Batch, TrainingError, fit, write_atomically
 
 CHECKER_SCENES = 20_000
@@ -46,9 +47,9 @@ def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
         index, rng = run.draw(step, settings.batch_size // (2 if twins else 1), "clip")
         if twins:
             index = np.sort(np.concatenate([index - index % 2, index - index % 2 + 1]))  # each beside its twin
-        images = to_tensor(run.world.pictures[index])
+        images = run.read(run.world.pictures, index)
         soft = rng.permutation(len(index))[: len(index) // SOFT_SHARE]
-        images[soft] = resize(to_tensor(run.world.small[index[soft]]), (config.image_size, config.image_size))
+        images[soft] = resize(run.read(run.world.small, index, soft), (config.image_size, config.image_size))
         return {"images": images, "tokens": run.captions(index, rng)}
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
@@ -152,7 +153,7 @@ def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, sta
     def batch(step: int) -> Batch:
         index, rng = run.draw(step, settings.batch_size, stage)
         z_i = torch.from_numpy(run.image_embeddings[index])
-        return {"images": to_tensor(run.world.small[index]), "z_i": z_i, "tokens": run.captions(index, rng)}
+        return {"images": run.read(run.world.small, index), "z_i": z_i, "tokens": run.captions(index, rng)}
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, Decoder)
@@ -199,20 +200,19 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
 
     last = np.arange(len(high) - min(GRID, len(high) // 2), len(high))  # never trained on
 
-    def pairs(index: np.ndarray, seed: int) -> Batch:
+    def pairs(index: np.ndarray, seed: int, read: Callable[[Pictures, np.ndarray], Tensor]) -> Batch:
         generator = torch.Generator().manual_seed(seed)
-        target = to_tensor(high[index])
+        target = read(high, index)
         if first:  # a random quarter of a whole picture
             low = resize(target, (config.low_size, config.low_size))
             target, low = training_pair(config, target, low, generator)
         else:  # the world has drawn quarters alone: whole pictures would fill the disk
-            low = to_tensor(run.world.parts_small[index])
-            low = degrade(config, low, generator)
+            low = degrade(config, read(run.world.parts_small, index), generator)
         return {"images": target, "low": low}
 
     def batch(step: int) -> Batch:
         index, rng = run.draw(step, settings.batch_size, stage, int(last[0]))
-        return pairs(index, int(rng.integers(2**31)))
+        return pairs(index, int(rng.integers(2**31)), run.read)
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, Upsampler)
@@ -221,7 +221,7 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
     @torch.no_grad()
     def validate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Upsampler)
-        data = {name: tensor.to(run.device) for name, tensor in pairs(last, 0).items()}
+        data = {name: tensor.to(run.device) for name, tensor in pairs(last, 0, lambda pictures, rows: to_tensor(pictures[rows])).items()}
         fixed = torch.Generator().manual_seed(0)
         timestep = torch.linspace(0, schedule.steps - 1, len(last)).long().to(run.device)
         noise = torch.randn(data["images"].shape, generator=fixed).to(data["images"])
@@ -275,6 +275,8 @@ def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tup
         model, batch, loss, looks = decoder_stage(run, settings, run.preset.decoder if stage == "decoder" else run.preset.glide, stage)
     else:
         model, batch, loss, looks = BUILD[stage](run, settings)
+    if stage != "checker" and isinstance(run.world.pictures, Streamed):
+        batch = read_ahead(batch)
     model = model.to(run.device)
     if stage in ("decoder", "glide", "dalle-vae", "upsampler1", "upsampler2", "checker"):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 WORKER = """
@@ -123,6 +124,24 @@ def test_a_lost_process_ends_the_run_with_a_line_and_its_checkpoint_whole(tmp_pa
     text = (tmp_path / "said").read_text()
     assert "another process was lost" in text or "the same command goes on" in text, text[-2000:]
     assert torch.load(checkpoint, weights_only=True)["step"] >= 4
+
+
+@pytest.mark.slow
+def test_two_processes_that_stream_pictures_do_what_one_does_with_arrays(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(40):
+        Image.effect_noise((48, 40), 90).convert("RGB").save(tmp_path / "pictures" / f"{number}.jpg")
+        (tmp_path / "pictures" / f"{number}.txt").write_text(f"noise of the number {number}\nagain {number}")
+    for stage in ("clip", "decoder", "upsampler2"):
+        command = ["minunclip.cli", "train", stage, "--preset", "tiny", "--device", "cpu", "--data", str(tmp_path / "pictures")]
+        parts = [] if stage == "clip" else ["--accumulation", "2"]
+        one = [*command, *parts, "--out", str(tmp_path / "one")]
+        many = [*TORCHRUN[2:], "--nproc-per-node", "2", "-m", *command, "--stream", "--out", str(tmp_path / "many")]
+        for arguments in (one, many):
+            done = subprocess.run([sys.executable, "-m", *arguments], env=QUIET, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-2000:]
+        assert_same(tmp_path / "one", tmp_path / "many", stage)
+    assert len(list((tmp_path / "many").glob("data/*/places.npy"))) == 1 and len(list((tmp_path / "one").glob("data/*/parts.npy"))) == 1
 
 
 @pytest.mark.slow

@@ -3,11 +3,14 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +19,10 @@ from PIL import Image
 
 from minunclip.config import TINY
 from minunclip.data.collection import build_collection
-from minunclip.data.files import check_folder, list_folder, read_pictures
-from minunclip.runs import Run
+from minunclip.data.files import Crop, check_folder, list_folder, read_pictures
+from minunclip.data.streams import VIEWS, Streamed
+from minunclip.runs import Run, read_ahead
+from minunclip.stages import train
 
 Members = list[tuple[str, bytes]]
 
@@ -68,6 +73,74 @@ def test_shards_give_what_the_same_files_in_a_folder_give(shards: Path, tmp_path
     for name in ("pictures", "small", "captions", "middle", "parts", "parts_small"):
         assert np.array_equal(getattr(ours, name), getattr(theirs, name))
     assert ours.held is not None and sorted(numbers(ours.pictures) + numbers(ours.held["pictures"])) == list(range(30))
+
+
+@pytest.mark.parametrize("crop", ["centre", "random"])
+def test_a_stream_holds_the_pictures_of_the_arrays_to_the_last_bit(shards: Path, tmp_path: Path, crop: Crop) -> None:
+    noise = [member for n in range(50, 80) for member in [*sample(n)[1:], (f"{n:09}.jpg", picture(n, "JPEG"))]]
+    write_shard(shards / "00009.tar", [*noise, ("cut.jpg", picture(0, "JPEG")[:300]), ("cut.txt", b"cut")])
+    arrays, stream = (build_collection(TINY, shards, tmp_path / str(kind), seed=4, crop=crop, stream=kind) for kind in (False, True))
+    assert len(stream) == len(arrays) > 30 and stream.held is not None and arrays.held is not None
+    some = np.array([3, 0, len(arrays) - 1, 3])
+    for name in VIEWS:
+        ours, theirs = getattr(stream, name), getattr(arrays, name)
+        assert isinstance(ours, Streamed) and ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert np.array_equal(ours[:], theirs) and np.array_equal(ours[some], theirs[some]) and ours[some[:0]].shape == theirs[some[:0]].shape
+    assert np.array_equal(stream.captions, arrays.captions) and stream.tokenizer.merges == arrays.tokenizer.merges
+    assert all(np.array_equal(stream.held[name], arrays.held[name]) for name in arrays.held)
+    for name in ("skipped.jsonl", "held-small.npy"):
+        assert (stream.folder / name).read_bytes() == (arrays.folder / name).read_bytes()
+    assert (stream.folder / "places.npy").stat().st_size == 128 + 32 * len(stream) and not (stream.folder / "small.npy").exists()
+    again = build_collection(TINY, shards, tmp_path / "True", seed=4, crop=crop)  # what has been read is read no other way
+    assert isinstance(again.small, Streamed) and np.array_equal(again.small[:], arrays.small)
+
+
+@pytest.mark.slow
+def test_a_stream_is_trained_on_as_arrays_are(shards: Path, tmp_path: Path) -> None:
+    for stage in ("clip", "prior", "upsampler1", "upsampler2"):
+        for kind in (False, True):
+            run = Run(TINY, tmp_path / str(kind), torch.device("cpu"), data=shards, stream=kind)
+            train(stage, run, settings=replace(TINY.training[stage], steps=6, warmup=1))
+        ours, theirs = ((tmp_path / kind / stage / "model.safetensors").read_bytes() for kind in ("True", "False"))
+        assert ours == theirs, stage
+
+
+def test_a_picture_that_is_gone_in_mid_training_ends_it_with_a_line_and_the_checkpoint_whole(shards: Path, tmp_path: Path) -> None:
+    run = Run(TINY, tmp_path, torch.device("cpu"), data=shards, stream=True)
+    train("clip", run, stop_after=4)
+    assert len(run.world) == 27
+    shutil.copy2(shards / "00001.tar", tmp_path / "old")
+    whole = (shards / "00001.tar").read_bytes()
+    (shards / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"^\S*00001.tar has changed since .* \(a picture in it is now \w+\): put the old one back, .*; [^\n]*$"):
+        train("clip", run)
+    assert torch.load(tmp_path / "clip" / "training.pt", weights_only=True)["step"] >= 4
+    shutil.copy2(tmp_path / "old", shards / "00001.tar")
+    train("clip", Run(TINY, tmp_path, torch.device("cpu"), data=shards))
+    assert torch.load(tmp_path / "clip" / "training.pt", weights_only=True)["step"] == TINY.training["clip"].steps
+
+
+def test_where_arrays_find_no_room_there_is_a_line_that_names_the_stream(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
+    with pytest.raises(ValueError, match=r"^arrays of 30 pictures take 0.0 GB, and 0.0 are free: use --stream, [^\n]*$"):
+        build_collection(TINY, shards, tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == [] and len(build_collection(TINY, shards, tmp_path / "data", stream=True)) == 27
+
+
+def test_reading_ahead_gives_each_step_its_batch_once_and_a_fault_where_it_belongs() -> None:
+    asked: list[int] = []
+
+    def batch(step: int) -> dict[str, torch.Tensor]:
+        asked.append(step)
+        if step == 8:
+            raise ValueError("step 8")
+        return {"step": torch.tensor(step)}
+
+    ahead = read_ahead(batch)
+    assert [int(ahead(step)["step"]) for step in (5, 6, 7)] == [5, 6, 7]
+    with pytest.raises(ValueError, match="step 8"):
+        ahead(8)
+    assert int(ahead(20)["step"]) == 20 and asked[:5] == [5, 6, 7, 8, 9]
 
 
 def test_shards_are_those_of_the_webdataset_package(tmp_path: Path) -> None:
@@ -212,26 +285,31 @@ def test_an_epoch_shows_each_picture_once_and_a_stop_changes_nothing(shards: Pat
 WORKER = """
 import json, sys
 from pathlib import Path
+import numpy as np
 import torch
 from minunclip.config import TINY
+from minunclip.data.world import to_uint8
 from minunclip.distributed import first_one_then_all, rank, ranks, start
 from minunclip.runs import Run
-run = Run(TINY, Path(sys.argv[1]), start(torch.device("cpu")), data=Path(sys.argv[2]))
+run = Run(TINY, Path(sys.argv[1]), start(torch.device("cpu")), data=Path(sys.argv[2]), stream=len(sys.argv) > 3)
 with first_one_then_all():
     run.world
 seen = []
 for step in range(len(run.world)):
-    index = torch.from_numpy(run.draw(step, 8, "clip")[0]).chunk(ranks())[rank()]  # as training.fit does
-    seen += run.world.pictures[index.numpy()][:, 0, 0, 0].tolist()
+    batch = to_uint8(run.read(run.world.pictures, run.draw(step, 8, "clip")[0]))
+    share = np.split(batch, ranks())[rank()]  # as training.fit does
+    seen += share[:, 0, 0, 0].tolist()
+    assert not run.stream or (batch.any(axis=(1, 2, 3)).nonzero()[0] // 4 == rank()).all()  # of the rest of the batch no file was opened
 Path(sys.argv[1], f"rank-{rank()}.json").write_text(json.dumps(seen))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_shards_with_none_lost_and_none_doubled(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [[], ["stream"]])
+def test_two_processes_share_the_shards_with_none_lost_and_none_doubled(shards: Path, tmp_path: Path, how: list[str]) -> None:
     script, out = tmp_path / "worker.py", tmp_path / "run"
     script.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(out), str(shards)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(out), str(shards), *how]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("pictures to learn from") == 1  # read by one process alone

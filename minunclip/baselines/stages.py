@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from minunclip.baselines.dalle import DALLE, DiscreteVAE, dalle_loss, sample_dalle, vae_loss
 from minunclip.config import TrainingConfig
-from minunclip.data.world import to_tensor, to_uint8, trim
+from minunclip.data.world import to_uint8, trim
 from minunclip.loading import load_model
 from minunclip.runs import GRID, Run, Trained, tile
 from minunclip.training import Batch, TrainingError
@@ -22,7 +22,7 @@ def vae_stage(run: Run, settings: TrainingConfig) -> Trained:
         index, _ = run.draw(step, settings.batch_size, "dalle-vae")
         # from 1 to COLDEST, along a cosine
         share = 0.5 + 0.5 * np.cos(np.pi * min(1.0, step / settings.steps))
-        return {"images": to_tensor(run.world.small[index]), "temperature": torch.full((len(index),), COLDEST + (1 - COLDEST) * share)}
+        return {"images": run.read(run.world.small, index), "temperature": torch.full((len(index),), COLDEST + (1 - COLDEST) * share)}
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, DiscreteVAE)
@@ -56,7 +56,7 @@ def dalle_stage(run: Run, settings: TrainingConfig) -> Trained:
 
     def batch(step: int) -> Batch:
         index, rng = run.draw(step, settings.batch_size, "dalle")
-        return {"images": to_tensor(run.world.small[index]), "tokens": run.captions(index, rng)}
+        return {"images": run.read(run.world.small, index), "tokens": run.captions(index, rng)}
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, DALLE)

@@ -1,7 +1,8 @@
 """A folder of your own pictures as arrays on disk, the same that `data/world.py` draws: read once, memory-mapped, so that a training never waits for data.
+Or, where the disk cannot hold them, as an index, by which every batch is read from the files (`data/streams.py`), with the same pictures in it.
 
-Files and shards are read one after the other, in bounded memory. What is split over processes is not the reading but each batch: which pictures a
-step sees is a function of the seed and the step (`Run.draw`), so none is lost or seen twice in an epoch, on any number of processes, and after a stop.
+Files and shards are gone through one after the other, in bounded memory. What is split over processes is each batch: which pictures a step sees is a
+function of the seed and the step (`Run.draw`), so none is lost or seen twice in an epoch, on any number of processes, and after a stop.
 """
 
 import hashlib
@@ -10,12 +11,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from minunclip.config import Preset
-from minunclip.data.files import Crop, Listing, list_folder, read_pictures
+from minunclip.data.files import Crop, Listing, Picture, list_folder, read_pictures
+from minunclip.data.streams import VIEWS, save_stream, stream_all, view_sides, views
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.data.world import World, load_world, picture_sizes, require_only
+from minunclip.data.world import Pictures, World, load_world, picture_sizes, require_only
 
 MOST_SKIPPED = 0.5  # of all files: with more, the folder is not what its owner thinks
 FEWEST = 20  # pictures to learn from
@@ -30,72 +31,83 @@ def refusal(listing: Listing, used: int) -> str | None:
     return f"{used} of {total} pictures can be used, at least {FEWEST} and {MOST_SKIPPED:.0%} are needed; skipped: {listing.reasons()}"
 
 
-def build_collection(preset: Preset, source: Path, folder: Path, seed: int = 0, tokenizer: Tokenizer | None = None, crop: Crop = "centre") -> World:
-    """Reads a folder of pictures into arrays under `folder`, or maps what an earlier call has read.
+def build_collection(
+    preset: Preset, source: Path, folder: Path, seed: int = 0, tokenizer: Tokenizer | None = None, crop: Crop = "centre", stream: bool = False
+) -> World:
+    """Reads a folder of pictures into arrays under `folder`, or with `stream` into an index of them; or maps what an earlier call has read, as it is.
 
-    Without a `tokenizer` (that of the weights to start from) one is trained on the captions. ValueError where too few files are usable.
+    Without a `tokenizer` (that of the weights to start from) one is trained on the captions. ValueError where too few files are usable, or the disk
+    cannot hold the arrays.
     """
     listing = list_folder(source)
     sizes = picture_sizes(preset)
-    stamps = [(picture, picture.file.stat().st_mtime_ns) for picture in listing.pictures]
-    words = (preset.clip.vocabulary_size, preset.clip.context_length, tokenizer.merges if tokenizer else None)
-    home = folder / f"world-{hashlib.sha256(repr((stamps, sizes, words, seed, crop)).encode()).hexdigest()[:12]}"
+    home = folder / f"world-{_key(listing, sizes, preset, tokenizer, seed, crop)}"
     require_only(home)
     if (home / "done").exists():
         return load_world(home)
 
-    names = {"pictures": sizes[0], "small": sizes[1], "middle": sizes[2], "parts": sizes[4] // 4, "parts_small": sizes[3] // 4}
-
-    def resized(square: Image.Image, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        pictures = {name: _sized(square, names[name]) for name in ("pictures", "small", "middle")}
-        x, y = (int(start) for start in rng.integers(3 * sizes[3] // 4 + 1, size=2))  # a quarter starts on a whole pixel of the smaller picture
-        for name, whole in (("parts", sizes[4]), ("parts_small", sizes[3])):
-            left, top = x * whole // sizes[3], y * whole // sizes[3]
-            pictures[name] = _sized(square, whole)[top : top + whole // 4, left : left + whole // 4]
-        return pictures
-
     home.mkdir(parents=True, exist_ok=True)
-    count = max(1, len(listing.pictures))
-    raw = {name: np.lib.format.open_memmap(home / f".{name}.tmp", "w+", np.uint8, (count, side, side, 3)) for name, side in names.items()}
-    texts: list[tuple[str, ...]] = []
-    ranks: list[str] = []
-    for picture, arrays in read_pictures(listing, resized, crop, seed):
-        for name, array in arrays.items():
-            raw[name][len(texts)] = array
-        texts.append(picture.captions)
-        ranks.append(hashlib.sha256(picture.group.encode()).hexdigest())
-    if reason := refusal(listing, len(texts)):
+    raw: dict[str, Pictures] = {} if stream else _room_for(listing, sizes, home)
+    used: list[Picture] = []
+    for picture, arrays in read_pictures(listing, lambda square, rng: None if stream else views(square, rng, sizes), crop, seed):
+        for name, array in (arrays or {}).items():
+            raw[name][len(used)] = array  # type: ignore[index]
+        used.append(picture)
+    if reason := refusal(listing, len(used)):
         shutil.rmtree(home)
         raise ValueError(f"{source}: {reason}; `minunclip data check` names them")
 
+    ranks = [hashlib.sha256(picture.group.encode()).hexdigest() for picture in used]
     order = np.argsort(ranks, kind="stable")  # by group, but well mixed: who is held out does not change when pictures are added
-    last = ranks[order[min(MOST_HELD, max(1, len(texts) // HELD_OUT)) - 1]]
+    last = ranks[order[min(MOST_HELD, max(1, len(used) // HELD_OUT)) - 1]]
     held = sum(rank <= last for rank in ranks)  # whole groups
-    if held == len(texts):
+    if held == len(used):
         shutil.rmtree(home)
         raise ValueError(f"{source}: all pictures are of one group, so that none can be held out: name several in its list, or none")
-    tokenizer = tokenizer or Tokenizer.train((text for row in texts for text in row), preset.clip.vocabulary_size)
+    tokenizer = tokenizer or Tokenizer.train((text for picture in used for text in picture.captions), preset.clip.vocabulary_size)
     tokenizer.save(home / "tokenizer.json")
-    most = max(len(captions) for captions in texts)
-    every = tokenizer([captions[k % len(captions)] for captions in texts for k in range(most)], preset.clip.context_length)[0].numpy().astype(np.uint16)
-    for split, rows in (("held-", order[:held]), ("", order[held:])):
-        for name in names:
-            if not split or name in ("pictures", "small"):
-                _save_rows(home / f"{split}{name}.npy", raw[name], rows)
-        np.save(home / f"{split}captions.npy", every.reshape(len(texts), most, -1)[rows])
-    for name in names:
+    if stream:
+        raw |= stream_all(used, sizes, crop, seed)
+        save_stream(home, raw["pictures"], order[held:])  # type: ignore[arg-type]
+    for name in ("pictures", "small"):
+        _save_rows(home / f"held-{name}.npy", raw[name], order[:held])
+    for name in () if stream else VIEWS:
+        _save_rows(home / f"{name}.npy", raw[name], order[held:])
         (home / f".{name}.tmp").unlink()
+    most = max(len(picture.captions) for picture in used)
+    every = np.lib.format.open_memmap(home / ".captions.tmp", "w+", np.uint16, (len(used), most, preset.clip.context_length))
+    for i, picture in enumerate(used):
+        every[i] = tokenizer([picture.captions[k % len(picture.captions)] for k in range(most)], preset.clip.context_length)[0].numpy()
+    _save_rows(home / "held-captions.npy", every, order[:held])
+    _save_rows(home / "captions.npy", every, order[held:])
+    (home / ".captions.tmp").unlink()
     (home / "skipped.jsonl").write_text("".join(json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in listing.skipped))
     (home / "done").touch()
-    print(f"{source}: {len(texts) - held} pictures to learn from, {held} held out, {len(listing.skipped)} skipped ({listing.reasons()})", flush=True)
+    print(f"{source}: {len(used) - held} pictures to learn from, {held} held out, {len(listing.skipped)} skipped ({listing.reasons()})", flush=True)
     return load_world(home)
 
 
-def _sized(square: Image.Image, side: int) -> np.ndarray:
-    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+def _key(listing: Listing, sizes: tuple[int, ...], preset: Preset, tokenizer: Tokenizer | None, seed: int, crop: Crop) -> str:
+    """Twelve digits that change with the pictures, their captions, and whatever is made of them."""
+    words = (preset.clip.vocabulary_size, preset.clip.context_length, tokenizer.merges if tokenizer else None)
+    digest = hashlib.sha256(repr((sizes, words, seed, crop)).encode())
+    stamps = {file: file.stat().st_mtime_ns for file in {picture.file for picture in listing.pictures}}
+    for picture in listing.pictures:
+        digest.update(repr((picture, stamps[picture.file])).encode())
+    return digest.hexdigest()[:12]
 
 
-def _save_rows(path: Path, array: np.ndarray, rows: np.ndarray) -> None:
+def _room_for(listing: Listing, sizes: tuple[int, ...], home: Path) -> dict[str, Pictures]:
+    """Empty arrays on disk for every view of every picture. ValueError where there is no room for them and for their copies, in another order."""
+    count, sides = max(1, len(listing.pictures)), view_sides(sizes)
+    needed, free = 2 * count * sum(3 * side**2 for side in sides.values()), shutil.disk_usage(home).free
+    if needed > free:
+        shutil.rmtree(home)
+        raise ValueError(f"arrays of {count:,} pictures take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} are free: use --stream, which needs none")
+    return {name: np.lib.format.open_memmap(home / f".{name}.tmp", "w+", np.uint8, (count, side, side, 3)) for name, side in sides.items()}
+
+
+def _save_rows(path: Path, array: Pictures, rows: np.ndarray) -> None:
     """Some rows of an array as a .npy file, a few at a time: the whole may not fit into memory."""
     kept = np.lib.format.open_memmap(path, "w+", array.dtype, (len(rows), *array.shape[1:]))
     for start in range(0, len(rows), 1024):

@@ -280,18 +280,28 @@ def read_square(content: bytes, rng: np.random.Generator | None = None) -> Image
     return upright.convert("RGB").crop((left, top, left + side, top + side))
 
 
+def number_of(name: str) -> int:
+    """A number of 48 bits for the name of a picture."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
+
+
+def read_picture(picture: Picture, number: int, work: Callable[[Image.Image, np.random.Generator], T], crop: Crop, seed: int) -> T:
+    """What `work` makes of a picture's square; Unusable where it cannot be read.
+
+    Random numbers, for crop and work, depend on the seed and the picture's number alone: threads and other pictures change nothing.
+    """
+    rng = np.random.default_rng([seed, 8, number])
+    return work(read_square(picture.content(), rng if crop == "random" else None), rng)
+
+
 def read_pictures(
     listing: Listing, work: Callable[[Image.Image, np.random.Generator], T], crop: Crop = "centre", seed: int = 0, progress: Any = iter
 ) -> Iterator[tuple[Picture, T]]:
-    """What `work` makes of the square of every picture that can be read, in the order of the listing; the others are added to what is skipped.
-
-    Random numbers of a picture, for crop and work, depend on the seed and its name alone: threads and other pictures change nothing.
-    """
+    """What `work` makes of the square of every picture that can be read, in the order of the listing; the others are added to what is skipped."""
 
     def one(picture: Picture) -> T | Unusable:
-        rng = np.random.default_rng([seed, 8, int(hashlib.sha256(picture.name.encode()).hexdigest()[:12], 16)])
         try:
-            return work(read_square(picture.content(), rng if crop == "random" else None), rng)
+            return read_picture(picture, number_of(picture.name), work, crop, seed)
         except Unusable as reason:
             return reason
 

@@ -20,22 +20,24 @@ from minunclip.config import Preset
 from minunclip.data.captions import LEVELS, caption
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes, twin
+from minunclip.data.streams import VIEWS, Streamed, load_streams
 from minunclip.data.tokenizer import Tokenizer
 
+Pictures = np.ndarray | Streamed
 HELD_OUT_SEED = 1_000_003  # evaluation scenes are the same whatever seed a training used
 
 
 @dataclass(frozen=True)
 class World:
-    """Pictures are uint8 (N, side, side, 3); captions are token ids (N, levels, L), padded with 0."""
+    """Pictures are uint8 (N, side, side, 3), arrays or read when asked for; captions are token ids (N, levels, L), padded with 0."""
 
     folder: Path
-    pictures: np.ndarray  # at the size that CLIP sees
-    small: np.ndarray  # at the size that the decoder draws
+    pictures: Pictures  # at the size that CLIP sees
+    small: Pictures  # at the size that the decoder draws
     captions: np.ndarray
-    middle: np.ndarray  # other scenes, whole, at the size that the first upsampler draws
-    parts: np.ndarray  # random quarters of other scenes at the size that the second upsampler draws
-    parts_small: np.ndarray  # the same quarters at the size that it is shown
+    middle: Pictures  # other scenes, whole, at the size that the first upsampler draws
+    parts: Pictures  # random quarters of other scenes at the size that the second upsampler draws
+    parts_small: Pictures  # the same quarters at the size that it is shown
     tokenizer: Tokenizer
     held: dict[str, np.ndarray] | None = None  # pictures, small and captions kept for validation; the captioned world draws its own
 
@@ -122,10 +124,11 @@ def require_only(home: Path) -> None:
 
 
 def load_world(home: Path) -> World:
-    """Maps the arrays of a folder that `build_world` or `collection.build_collection` has filled."""
-    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in ("pictures", "small", "captions", "middle", "parts", "parts_small")}
+    """Maps the arrays, or the index, of a folder that `build_world` or `collection.build_collection` has filled."""
+    pictures: dict[str, Any] = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in VIEWS if (home / f"{name}.npy").exists()}
+    captions = np.load(home / "captions.npy", mmap_mode="r")
     held = {path.stem.removeprefix("held-"): np.load(path, mmap_mode="r") for path in home.glob("held-*.npy")}
-    return World(folder=home, **arrays, tokenizer=Tokenizer.load(home / "tokenizer.json"), held=held or None)
+    return World(folder=home, captions=captions, **(pictures or load_streams(home)), tokenizer=Tokenizer.load(home / "tokenizer.json"), held=held or None)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
