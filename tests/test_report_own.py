@@ -16,6 +16,8 @@ from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import World, to_tensor
 from minunclip.report_own import TITLES, evaluate_own
 
+ROOT = Path(__file__).parents[1]
+
 SIDE, DIM = 8, 12
 MAP = torch.randn(3 * SIDE * SIDE, DIM, generator=torch.Generator().manual_seed(0))
 
@@ -83,3 +85,20 @@ def test_the_command_writes_figures_and_a_sheet_or_says_why_not(tmp_path: Path, 
     kept = json.loads((tmp_path / "f.json").read_text())
     assert kept["figures"].keys() == {"learned", "held out"} and 0 <= kept["figures"]["learned"]["copied"] <= 1
     assert Image.open(tmp_path / "s.png").width > 500 and TITLES["fid_floor"] in capsys.readouterr().out
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
+    page = (ROOT / "README.md").read_text()
+    rows = {
+        "": ("picture_to_caption", "prior", "fid", "fid_floor", "copied"),
+        "-frozen": ("picture_to_caption", "prior", "another"),
+    }
+    for kind, names in rows.items():
+        sets = [
+            json.loads((ROOT / "results" / f"{name}{kind}.json").read_text())["figures"][half]
+            for name in ("emoji", "clipart")
+            for half in ("learned", "held out")
+        ]
+        for name in names:
+            shown = "{:.1%}" if name in ("picture_to_caption", "copied") else "{:.3f}"
+            assert "| " + " | ".join(shown.format(found[name]) for found in sets) + " |" in page, (kind, name)

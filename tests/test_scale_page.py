@@ -23,6 +23,14 @@ def measured() -> str:
     return "\n".join(lines)
 
 
+def streamed() -> str:
+    """results/streaming.json as the rows of a table."""
+    found = json.loads((ROOT / "results" / "streaming.json").read_text())["pictures_per_second"]
+    views = {"first reading": "first reading, of the whole folder", "pictures": "for CLIP, 64 × 64", "small": "for the decoder, 32 × 32"}
+    views |= {"middle": "for the first upsampler, 128 × 128", "parts": "for the second, quarters of 512 × 512"}
+    return "\n".join(f"| {title} | {found[f'arrays, {view}']:,.0f} | {found[f'stream, {view}']:,.0f} |" for view, title in views.items())
+
+
 def disk(preset: str) -> int:
     """Bytes of the arrays that one picture of your own becomes."""
     picture, small, middle, low, high = picture_sizes(PRESETS[preset])
@@ -31,7 +39,7 @@ def disk(preset: str) -> int:
 
 def test_the_tables_are_what_the_formulas_and_the_measurement_give() -> None:
     page = PAGE.read_text()
-    for table in (one_gpu_as_markdown(PRESETS["gpu"]), many_gpus_as_markdown(PRESETS["paper"]), measured()):
+    for table in (one_gpu_as_markdown(PRESETS["gpu"]), many_gpus_as_markdown(PRESETS["paper"]), measured(), streamed()):
         assert table in page
     assert f"{NVLINK / 1e9:.0f} GB/s within a machine" in page and list(NETWORKS.values()) == [0.8 * 8 * 200e9 / 8, 0.8 * 100e9 / 8]
 

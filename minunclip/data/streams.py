@@ -26,21 +26,11 @@ def view_sides(sizes: Sequence[int]) -> dict[str, int]:
 
 def views(square: Image.Image, rng: np.random.Generator, sizes: Sequence[int], names: Sequence[str] = VIEWS) -> dict[str, np.ndarray]:
     """Views of a picture's square, uint8 (side, side, 3) each. The two of parts show the same quarter of it."""
-    sides, (shown, drawn) = view_sides(sizes), sizes[3:]
-    x, y = (int(start) for start in rng.integers(3 * shown // 4 + 1, size=2))  # a quarter starts on a whole pixel of the smaller picture
-    found = {}
-    for name in names:
-        if name.startswith("parts"):
-            whole, side = drawn if name == "parts" else shown, sides[name]
-            left, top = x * whole // shown, y * whole // shown
-            found[name] = _sized(square, whole)[top : top + side, left : left + side]
-        else:
-            found[name] = _sized(square, sides[name])
-    return found
-
-
-def _sized(square: Image.Image, side: int) -> np.ndarray:
-    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+    sides, grid, width = view_sides(sizes), sizes[3], square.width
+    x, y = (int(start) for start in rng.integers(3 * grid // 4 + 1, size=2))  # a quarter starts on a whole pixel of the smaller picture
+    quarter = (x * width / grid, y * width / grid, (x + grid // 4) * width / grid, (y + grid // 4) * width / grid)
+    boxes = {name: quarter if name.startswith("parts") else None for name in names}
+    return {name: np.asarray(square.resize((sides[name],) * 2, Image.Resampling.LANCZOS, box)) for name, box in boxes.items()}
 
 
 @dataclass(frozen=True)
