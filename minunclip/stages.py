@@ -36,6 +36,7 @@ from minunclip.training import Batch, TrainingError, fit, write_atomically
 
 CHECKER_SCENES = 20_000
 WHOLE = ("clip", "dalle-vae", "checker")  # never sharded: small, and their losses call parts of them
+MOST_FITTED = 100_000  # embeddings that means and spreads are taken of: more tell no more, and would fill the memory
 SOFT_SHARE = 4  # one in so many pictures that CLIP trains on is a blown-up small one, so that it can judge the decoder's pictures too
 
 
@@ -115,7 +116,7 @@ def prior_stage(run: Run, settings: TrainingConfig) -> Trained:
         return {"validation_loss": float(told), "untold_loss": float(untold), "cosine": float(F.cosine_similarity(drawn, z_i[:64]).mean())}
 
     model = DiffusionPrior(config)
-    model.prepare_from(torch.tensor(run.image_embeddings))
+    model.prepare_from(torch.tensor(run.image_embeddings[:MOST_FITTED]))
     return model, _embedding_batch(run, settings, "prior"), loss, {"validate": validate}
 
 
@@ -189,7 +190,7 @@ def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, sta
     if run.init is not None:
         load_weights(model, run.init / stage / "model.safetensors")
     if run.init is None or run.clip_is_new:
-        model.prepare_from(run.clip, scale.scale(torch.tensor(run.image_embeddings)))
+        model.prepare_from(run.clip, scale.scale(torch.tensor(run.image_embeddings[:MOST_FITTED])))
     return model, batch, loss, {"validate": validate, "sample": sample}
 
 
