@@ -11,6 +11,7 @@ import copy
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -119,17 +120,22 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, int, int]:
     return counter.get_total_flops(), sum(kept.values()), kept[None] + entries + largest
 
 
-def cost(stage: str, config: Any, settings: TrainingConfig) -> Cost:
-    """The cost of one stage; see the head of this module for the formulas."""
+@cache
+def _counted(stage: str, config: Any) -> tuple[int, int, int, int, int]:
+    """Parameters; `count` of what a model sees of one example in training; and the FLOPs of one of its calls in sampling."""
     with torch.device("meta"):
         model = MODELS[stage][0](config)
-        forward, plain, recomputed = count(model, _inputs(config, stage, whole=False))
-        whole = count(model, _inputs(config, stage, whole=True))[0]
+        seen = count(model, _inputs(config, stage, whole=False))
+        return sum(p.numel() for p in model.parameters()), *seen, count(model, _inputs(config, stage, whole=True))[0]
+
+
+def cost(stage: str, config: Any, settings: TrainingConfig) -> Cost:
+    """The cost of one stage; see the head of this module for the formulas."""
+    parameters, forward, plain, recomputed, whole = _counted(stage, config)
     if stage in ("clip", "ar-prior"):  # CLIP draws nothing; with cached keys and values the other sees each token once, as in one pass
         calls = int(stage == "ar-prior")
     else:
         calls = config.diffusion.sampling_steps * getattr(config, "candidates", 1)
-    parameters = sum(p.numel() for p in model.parameters())
     training = (3.0 + settings.recompute) * forward * settings.batch_size * settings.steps
     return Cost(parameters, forward, recomputed if settings.recompute else plain, whole * calls, training)
 

@@ -130,7 +130,8 @@ def test_a_share_of_the_state() -> None:
 
 
 def test_seconds_of_a_step_on_many_gpus() -> None:
-    one, settings = budget(PRESETS["paper"])["decoder"], PRESETS["paper"].training["decoder"]
+    settings = PRESETS["paper"].training["decoder"]
+    one = cost("decoder", PRESETS["paper"].decoder, settings)
     computing = 3 * one.forward * 2048 / (312e12 * 0.4)
     assert step_seconds(one, settings, 1, 1e9) == pytest.approx(computing)
     # an all-reduce sends every parameter (4 bytes) out twice, but for each GPU's own share
@@ -170,6 +171,7 @@ def test_memory_falls_with_accumulation_and_precision_but_not_below_the_state() 
     assert memory(cost, replace(settings, accumulation=4)) == state + activations / 4
 
 
+@pytest.mark.slow
 def test_every_stage_of_the_gpu_preset_fits_a_card_of_24_gb() -> None:
     for stage, one in budget(PRESETS["gpu"]).items():
         assert memory(one, PRESETS["gpu"].training[stage]) < 22e9, stage  # two for what an estimate leaves out
@@ -203,6 +205,7 @@ def test_a_picture_costs_what_drawing_it_does(tiny: dict[str, Cost]) -> None:
     assert counter.get_total_flops() == one.sampling
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_page_shows_the_papers_budget() -> None:
     page = (Path(__file__).parents[1] / "docs" / "budget.md").read_text(encoding="utf-8")

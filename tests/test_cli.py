@@ -160,6 +160,7 @@ def test_slugs_are_plain_file_names(text: str, name: str) -> None:
     assert len(slug("word " * 99)) <= 60
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys) -> None:
     assert main(["train", "all", "--preset", "tiny", "--out", str(tmp_path / "run"), "--batch_size", "7", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -216,6 +217,7 @@ def test_packing_asks_which_of_two_tokenizers_is_meant(tiny_run: Path, tmp_path:
     assert "different tokenizers" in refused(["pack", str(run), str(tmp_path / "packed")], capsys)
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m minunclip.cli data preview --count 500 --out {tmp_path / 'a.png'} | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)

@@ -168,6 +168,7 @@ def test_too_few_or_mostly_broken_pictures_stop_before_anything_is_kept(folder: 
     assert collection.FEWEST == 20
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_a_picture_from_scratch_and_from_weights(folder: Path, tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, weights = str(tmp_path / "run"), str(tmp_path / "weights")
     assert main(["train", "all", "--preset", "tiny", "--data", str(folder), "--out", run, "--steps", "3"]) == 0
@@ -255,6 +256,7 @@ def test_pictures_of_a_group_are_held_out_together_and_one_group_alone_is_refuse
         build_collection(TINY, folder, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_what_is_fitted_to_embeddings_is_fitted_anew_where_clip_was_trained_further(folder: Path, tmp_path: Path, tiny_weights: Path) -> None:
     options = ["--preset", "tiny", "--data", str(folder), "--init", str(tiny_weights), "--steps", "2"]
     words, means = {}, {}

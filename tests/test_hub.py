@@ -92,6 +92,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "remote"
 
 
+@pytest.mark.slow
 def test_what_is_pushed_comes_back(cache: Path, remote: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(WEIGHTS, tmp_path / "copy")
     (copy / "decoder" / "training.pt").touch()

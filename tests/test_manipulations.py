@@ -39,6 +39,7 @@ def test_slerp_of_a_thing_with_itself_is_itself():
     torch.testing.assert_close(slerp(a, torch.randn_like(a), 0.0), a)
 
 
+@pytest.mark.slow
 def test_inversion_and_back_gives_the_picture_better_with_more_steps(model, pictures):
     errors = [(reconstruct(model, pictures, steps) - pictures).square().mean() for steps in (5, 50, 250)]
     assert errors[2] < errors[1] < errors[0] and errors[2] < 0.01

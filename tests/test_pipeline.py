@@ -86,6 +86,7 @@ def test_damaged_weights_get_one_line_and_nothing_is_written(tiny_weights: Path,
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_picture_that_says_how_it_was_made(tiny_weights: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "minunclip.cli", "sample", "a blue elephant", "--seed", "7", "--weights", str(tiny_weights), "--out", "picture.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -114,6 +115,7 @@ def test_every_stage_leaves_a_log_with_validation(tiny_run: Path, tiny_weights: 
     assert len(list((tiny_run / "data").glob("world-*/image-embeddings-*.npy"))) == 1
 
 
+@pytest.mark.slow
 def test_info_lists_presets_and_weights(tiny_weights: Path, capsys) -> None:
     assert main(["info", "--weights", str(tiny_weights)]) == 0
     text = capsys.readouterr().out

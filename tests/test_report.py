@@ -80,6 +80,7 @@ def test_binding_asks_for_captions_that_differ_in_the_relation_alone(model, monk
         assert true != false and set(true.split()) ^ set(false.split()) <= words
 
 
+@pytest.mark.slow
 def test_evaluate_writes_what_it_prints(tiny_weights, tmp_path, capsys):
     path = tmp_path / "figures.json"
     picture = tmp_path / "samples.png"

@@ -72,6 +72,7 @@ def test_a_model_that_knows_by_heart_is_right_on_what_it_learned_and_told_apart_
     assert np.array_equal(rows[6], small[60:68]) and np.array_equal(rows[8], [small[0]] * 8)
 
 
+@pytest.mark.slow
 def test_the_command_writes_figures_and_a_sheet_or_says_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, run = tmp_path / "pictures", tmp_path / "run"
     folder.mkdir()

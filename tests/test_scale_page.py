@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from minunclip.budget import NETWORKS, NVLINK, many_gpus_as_markdown, one_gpu_as_markdown
 from minunclip.config import PRESETS
 from minunclip.data.world import picture_sizes
@@ -37,6 +39,7 @@ def disk(preset: str) -> int:
     return 3 * (picture**2 + small**2 + middle**2 + (low // 4) ** 2 + (high // 4) ** 2)
 
 
+@pytest.mark.slow
 def test_the_tables_are_what_the_formulas_and_the_measurement_give() -> None:
     page = PAGE.read_text()
     for table in (one_gpu_as_markdown(PRESETS["gpu"]), many_gpus_as_markdown(PRESETS["paper"]), measured(), streamed()):
