@@ -206,7 +206,6 @@ def test_a_picture_costs_what_drawing_it_does(tiny: dict[str, Cost]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_page_shows_the_papers_budget() -> None:
     page = (Path(__file__).parents[1] / "docs" / "budget.md").read_text(encoding="utf-8")
     assert as_text(PRESETS["paper"]) in page

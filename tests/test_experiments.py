@@ -167,3 +167,12 @@ def test_a_bad_experiment_is_refused_in_a_line(wrong, capsys):
 def test_the_readme_asks_the_question_of_every_experiment():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in (*experiments.EXPERIMENTS, *TRAININGS))
+
+
+def test_the_page_of_results_shows_what_the_files_say():
+    root = Path(__file__).parents[1]
+    page, files = (root / "docs" / "results.md").read_text(), sorted((root / "results").glob("*.json"))
+    tables = {file.stem: json.loads(file.read_text())["table"] for file in files if file.stem in {*experiments.EXPERIMENTS, *TRAININGS}}
+    assert len(tables) >= 4
+    for name, table in tables.items():
+        assert experiments.as_markdown(table) in page, name
