@@ -518,7 +518,7 @@ def test_works_under_autocast():
 # ---- Analytic-DPM ----
 
 
-@pytest.mark.parametrize("steps", [2, 5, 10])
+@pytest.mark.parametrize("steps", [2, 5, 20])
 def test_analytic_variance_samples_a_gaussian_exactly_in_any_number_of_steps(steps):
     """Every reverse step of Gaussian data is Gaussian, so with the right variance few steps are as good as many; the posterior's is too small."""
     x_0 = MEAN + DEVIATION * gaussian(20_000, 2, seed=7)

@@ -125,10 +125,14 @@ def require_only(home: Path) -> None:
 
 def load_world(home: Path) -> World:
     """Maps the arrays, or the index, of a folder that `build_world` or `collection.build_collection` has filled."""
-    pictures: dict[str, Any] = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in VIEWS if (home / f"{name}.npy").exists()}
+    pictures: dict[str, Any] = {}
+    if (home / "stream.json").exists():
+        pictures |= load_streams(home)
+    else:
+        pictures |= {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in VIEWS}
     captions = np.load(home / "captions.npy", mmap_mode="r")
     held = {path.stem.removeprefix("held-"): np.load(path, mmap_mode="r") for path in home.glob("held-*.npy")}
-    return World(folder=home, captions=captions, **(pictures or load_streams(home)), tokenizer=Tokenizer.load(home / "tokenizer.json"), held=held or None)
+    return World(folder=home, captions=captions, **pictures, tokenizer=Tokenizer.load(home / "tokenizer.json"), held=held or None)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
