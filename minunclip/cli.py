@@ -67,7 +67,7 @@ def pick_device(name: Device) -> torch.device:
 
 def train(
     stage: Literal["clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker", "glide", "dalle-vae", "dalle", "all"],
-    preset: Literal["tiny", "course", "cpu", "gpu", "paper"] = "cpu",
+    preset: Literal["tiny", "course", "cpu", "long", "gpu", "paper"] = "cpu",
     out: str | None = None,
     seed: int = 0,
     device: Device = "auto",
@@ -379,7 +379,7 @@ def parameter_counts(preset: Preset) -> dict[str, int]:
         return {stage: sum(p.numel() for p in MODELS[stage][0](config).parameters()) for stage, config in (preset.models | preset.baselines).items()}
 
 
-def info(weights: str = str(WEIGHTS), preset: Literal["tiny", "course", "cpu", "gpu", "paper"] | None = None, budget: bool = False) -> None:
+def info(weights: str = str(WEIGHTS), preset: Literal["tiny", "course", "cpu", "long", "gpu", "paper"] | None = None, budget: bool = False) -> None:
     """Print the device, the parameters of every preset, and the weights with their hashes; with --budget, what training a preset costs."""
     if budget:
         print(budget_as_text(preset_named(preset or "cpu")))

@@ -17,17 +17,20 @@ def bf16_is_fast(device: torch.device) -> bool:
     return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrix (n, m) whose singular values are all about 1 (0.7 to 1.2), by Newton-Schulz iteration, in bf16 where that is fast; same directions."""
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest matrices (k, n, m) whose singular values are all about 1 (0.7 to 1.2), by Newton-Schulz iteration, in bf16 where that is fast.
+
+    Their singular directions stay the same.
+    """
     a, b, c = COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if tall else matrix).to(torch.bfloat16 if bf16_is_fast(matrix.device) else torch.float32)
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if bf16_is_fast(matrices.device) else torch.float32)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         # X <- a X + b (X X^T) X + c (X X^T)^2 X
         square = x @ x.mT
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrix.dtype)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -39,12 +42,18 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            # a GPU takes matrices of one shape through the iteration together, and waits for fewer launches; they would not fit a CPU's cache
+            alike: dict[object, list[Tensor]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
-                average.lerp_(parameter.grad, 1 - group["momentum"])
-                direction = orthogonalize(parameter.grad.lerp(average, group["momentum"]).flatten(1))
+                if parameter.grad is not None:
+                    alike.setdefault(parameter.shape if parameter.is_cuda else parameter, []).append(parameter)
+            for parameters in alike.values():
+                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+                averages = [self.state[parameter].setdefault("average", torch.zeros_like(parameter)) for parameter in parameters]
+                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
+                directions = orthogonalize(torch.stack([matrix.flatten(1) for matrix in ahead]))
                 # an AdamW step has an RMS of about 0.2; that of an orthogonal (n, m) is 1 / sqrt(max(n, m))
-                length = 0.2 * max(direction.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction.view_as(parameter), alpha=-group["lr"] * length)
+                length = 0.2 * max(directions.shape[1:]) ** 0.5
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, [d.view_as(p) for d, p in zip(directions, parameters)], alpha=-group["lr"] * length)

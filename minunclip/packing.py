@@ -43,15 +43,14 @@ def _only_tokenizer(run: Path) -> Tokenizer:
 
 def _card(run: Path, stage: str, preset: str) -> str:
     """What a model was trained with and where it ended, for people."""
-    facts: dict[str, object] = {"preset": preset}
+    provenance = json.loads((run / stage / "provenance.json").read_text()) if (run / stage / "provenance.json").exists() else {}
+    facts: dict[str, object] = {"preset": preset, **provenance}
     if (run / stage / "training.pt").exists():
         identity = json.loads(torch.load(run / stage / "training.pt", map_location="cpu", weights_only=True)["identity"])
         training = identity["training"]
-        command = f"minunclip train {stage} --preset {preset} --seed {identity['seed']}"
+        command = f"minunclip train {stage} --preset {facts['preset']} --seed {identity['seed']}"
         command += "".join(f" --{name} {training[name]}" for name in ("steps", "batch_size", "learning_rate", "precision"))
         facts |= {"command": f"`{command}`", "seed": identity["seed"]}
-    if (run / stage / "provenance.json").exists():
-        facts |= json.loads((run / stage / "provenance.json").read_text())
     facts |= {name.replace("_", " "): f"{value:.6g}" for name, value in read_log(run / stage / "log.jsonl")[-1].items()}
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
     curve = "\n![loss against step, training and validation, on a logarithmic axis](loss.png)\n" if (run / stage / "loss.png").exists() else ""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minunclip.baselines.stages import dalle_stage, vae_stage
-from minunclip.config import STAGES, DecoderConfig, TrainingConfig, UpsamplerConfig
+from minunclip.config import PRESETS, STAGES, DecoderConfig, TrainingConfig, UpsamplerConfig
 from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batches, reader_error, reader_scenes
 from minunclip.data.streams import Streamed
 from minunclip.data.world import Pictures, to_tensor, to_uint8, trim
@@ -276,7 +276,7 @@ def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tup
         model, batch, loss, looks = decoder_stage(run, settings, run.preset.decoder if stage == "decoder" else run.preset.glide, stage)
     else:
         model, batch, loss, looks = BUILD[stage](run, settings)
-    if stage != "checker" and isinstance(run.world.pictures, Streamed):
+    if stage != "checker" and (isinstance(run.world.pictures, Streamed) or run.device.type != "cpu"):
         batch = read_ahead(batch)
     model = model.to(run.device)
     if stage in ("decoder", "glide", "dalle-vae", "upsampler1", "upsampler2", "checker"):
@@ -310,7 +310,9 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
     folder = run.folder / stage
     folder.mkdir(parents=True, exist_ok=True)
     if rank() == 0 and not (resume and (folder / "training.pt").exists()):
-        facts = {"commit": commit(), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.device}, torch {torch.__version__}"}
+        device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device
+        facts = {"preset": next((name for name, preset in PRESETS.items() if preset == run.preset), "own"), "commit": commit()}
+        facts |= {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"}
         facts |= {name: path.name for name, path in (("data", run.data), ("init", run.init)) if path is not None}
         write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))
     return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, **options, **looks)

@@ -48,7 +48,7 @@ def test_the_parts_of_a_preset_fit_together(preset: str) -> None:
 
 def test_an_unknown_preset_is_refused_with_the_names() -> None:
     assert preset_named("tiny") is TINY
-    with pytest.raises(ValueError, match="no preset 'huge': choose one of tiny, course, cpu, gpu, paper"):
+    with pytest.raises(ValueError, match="no preset 'huge': choose one of tiny, course, cpu, long, gpu, paper"):
         preset_named("huge")
 
 

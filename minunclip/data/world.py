@@ -24,6 +24,7 @@ from minunclip.data.streams import VIEWS, Streamed, load_streams
 from minunclip.data.tokenizer import Tokenizer
 
 Pictures = np.ndarray | Streamed
+READ_FOR_WORDS = 60_000  # scenes whose captions a tokenizer is trained on: more tell no more, and so `cpu` and `long` have the same one
 HELD_OUT_SEED = 1_000_003  # evaluation scenes are the same whatever seed a training used
 
 
@@ -56,8 +57,13 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def trim(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Padded captions (B, L) to the length of the longest, and their mask: padding costs time and changes nothing."""
+    """Padded captions (B, L) to the length of the longest, and their mask: padding costs time and changes nothing.
+
+    On a GPU they stay as they are: to ask it for the longest is to wait for it, and another length for every batch is another graph to compile.
+    """
     mask = (tokens != 0).flip(1).cummax(dim=1).values.flip(1)  # up to the last that is not 0: in CLIP's vocabulary 0 is a token too, "!" within a word
+    if tokens.is_cuda:
+        return tokens, mask
     longest = max(1, int(mask.sum(dim=1).max()))
     return tokens[:, :longest], mask[:, :longest]
 
@@ -93,7 +99,7 @@ def build_world(preset: Preset, folder: Path, seed: int = 0, tokenizer: Tokenize
         rng = np.random.default_rng([seed, 9])
         scenes = [one for scene in scenes for one in (scene, twin(scene, rng))]  # scene i and its twin i + 1, i even
         texts = training_captions(scenes, seed)
-        tokenizer = tokenizer or Tokenizer.train((text for row in texts for text in row), preset.clip.vocabulary_size)
+        tokenizer = tokenizer or Tokenizer.train((text for row in texts[:READ_FOR_WORDS] for text in row), preset.clip.vocabulary_size)
         tokenizer.save(home / "tokenizer.json")
         tokens = tokenizer([text for row in texts for text in row], preset.clip.context_length)[0]
         arrays = {
