@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test test-interop test-scale weights evaluate results bench notebooks site expected
+.PHONY: demo test test-interop test-scale weights weights-gpu evaluate results bench notebooks site expected
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -31,6 +31,12 @@ test-scale: .venv/ready
 weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu
 	$(BIN)/minunclip pack runs/cpu data/weights
+
+weights-gpu: .venv/ready  # what ships: CLIP, upsamplers and checker as they are, the others anew; on a GPU
+	mkdir -p runs/long
+	for stage in clip upsampler1 upsampler2 checker; do cp -r data/weights/$$stage runs/long/ || exit; done
+	for stage in prior ar-prior decoder glide dalle-vae dalle; do $(BIN)/minunclip train $$stage --preset long || exit; done
+	$(BIN)/minunclip pack runs/long data/weights
 
 evaluate: .venv/ready
 	mkdir -p results

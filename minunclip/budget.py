@@ -41,6 +41,7 @@ class Cost(NamedTuple):
     parameters: int
     forward: int  # FLOPs of one training example
     activations: int  # bytes kept for the backward pass of one training example, in float32
+    in_16_bits: int  # the same under autocast: half, but for a U-Net, whose norms autocast computes in float32, and so keeps what they read and give
     sampling: int  # FLOPs to draw one picture, all candidates, without guidance (which doubles them); 0 for CLIP, which draws nothing
     training: float  # FLOPs of all steps
 
@@ -137,7 +138,8 @@ def cost(stage: str, config: Any, settings: TrainingConfig) -> Cost:
     else:
         calls = config.diffusion.sampling_steps * getattr(config, "candidates", 1)
     training = (3.0 + settings.recompute) * forward * settings.batch_size * settings.steps
-    return Cost(parameters, forward, recomputed if settings.recompute else plain, whole * calls, training)
+    kept = recomputed if settings.recompute else plain
+    return Cost(parameters, forward, kept, kept if hasattr(config, "unet") else kept // 2, whole * calls, training)
 
 
 def budget(preset: Preset) -> dict[str, Cost]:
@@ -148,11 +150,11 @@ def budget(preset: Preset) -> dict[str, Cost]:
 def memory(cost: Cost, settings: TrainingConfig, gpus: int = 1) -> float:
     """Bytes at the peak of a training step on each of so many GPUs, estimated: the state, and what the examples that are done at once keep.
 
-    In 16 bits these keep half as much. Sharded, a GPU has its share of the state, and the first one the average that is looked at as well.
+    Sharded, a GPU has its share of the state, and the first one the average that is looked at as well.
     """
     at_once = settings.batch_size // settings.accumulation // gpus
     state = cost.parameters * (BYTES / gpus + WEIGHT if settings.sharded and gpus > 1 else BYTES)
-    return state + at_once * cost.activations / (1 if settings.precision == "fp32" else 2)
+    return state + at_once * (cost.activations if settings.precision == "fp32" else cost.in_16_bits)
 
 
 def step_seconds(cost: Cost, settings: TrainingConfig, gpus: int, network: float) -> float:

@@ -271,6 +271,7 @@ def evaluate(
     json: str | None = None,
     samples: str | None = None,
     count: int = 1000,
+    enlarged: int = report.ENLARGED,
     seed: int = 0,
     size: int | None = None,
     prior: PriorName = "diffusion",
@@ -280,6 +281,7 @@ def evaluate(
 ) -> None:
     """Measure CLIP, the priors and the pictures on `count` captions of the held-out split, or on a file with a caption a line.
 
+    `enlarged`: of how many captions pictures are judged after the upsamplers too, which take most of the time.
     `samples`: a picture of the first 64 of them, none left out, each under its caption; the first has seed `seed`, the next the next.
     """
     if count < 2:
@@ -290,7 +292,7 @@ def evaluate(
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     if texts is not None:
         warn(model, texts)
-    figures = report.evaluate(model, texts, count, seed, size, prior, guidance, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    figures = report.evaluate(model, texts, count, seed, size, prior, guidance, enlarged, lambda line: print(line, file=sys.stderr, flush=True))
     figures["weights"] = weights_id(Path(weights))
     if json is not None:
         write_atomically(Path(json), lambda path: path.write_text(dumps(figures, indent=1)))

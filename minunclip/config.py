@@ -339,15 +339,15 @@ CPU = Preset(
     },
 )
 
-LONG = replace(  # the models of `cpu`, trained on four times the scenes and for about ten times as many examples: minutes on a GPU
+LONG = replace(  # the models of `cpu`, trained on four times the scenes, for four to thirteen times as many examples: minutes on a GPU
     CPU,
     world=replace(CPU.world, training_scenes=240_000),
     training={
         **CPU.training,
         "prior": replace(CPU.training["prior"], steps=10_000, batch_size=512, ema_decay=0.999),
         "ar-prior": replace(CPU.training["ar-prior"], steps=5000, batch_size=256, ema_decay=0.998),
-        "decoder": replace(CPU.training["decoder"], steps=12_000, batch_size=512, ema_decay=0.999, compile=True, checkpoint_every=2000),
-        "glide": replace(CPU.training["glide"], steps=12_000, batch_size=512, ema_decay=0.999, compile=True, checkpoint_every=2000),
+        "decoder": replace(CPU.training["decoder"], steps=5250, batch_size=512, ema_decay=0.999, compile=True, checkpoint_every=2000),
+        "glide": replace(CPU.training["glide"], steps=5250, batch_size=512, ema_decay=0.999, compile=True, checkpoint_every=2000),
         "dalle-vae": replace(CPU.training["dalle-vae"], steps=4000, batch_size=256),
         "dalle": replace(CPU.training["dalle"], steps=9000, batch_size=256, ema_decay=0.999),
     },
@@ -405,11 +405,11 @@ GPU = Preset(
         "clip": TrainingConfig(steps=20_000, batch_size=768, learning_rate=5e-4, warmup=1000, beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=50_000, batch_size=512, learning_rate=3e-4, warmup=1000, weight_decay=0.06, ema_decay=0.9995),
         "ar-prior": TrainingConfig(50_000, 256, 3e-4, warmup=1000, weight_decay=0.04, ema_decay=0.999, accumulation=4),
-        "decoder": TrainingConfig(steps=100_000, batch_size=128, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
+        "decoder": TrainingConfig(steps=100_000, batch_size=128, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=4),
         "upsampler1": TrainingConfig(steps=50_000, batch_size=64, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
         "upsampler2": TrainingConfig(steps=50_000, batch_size=16, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=4),
         "checker": TrainingConfig(steps=20_000, batch_size=128, learning_rate=4e-3, warmup=1000),
-        "glide": TrainingConfig(steps=100_000, batch_size=128, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=2),
+        "glide": TrainingConfig(steps=100_000, batch_size=128, learning_rate=2e-4, warmup=1000, ema_decay=0.9995, accumulation=4),
         "dalle-vae": TrainingConfig(steps=50_000, batch_size=128, learning_rate=3e-4, warmup=1000, ema_decay=0.9995),
         "dalle": TrainingConfig(50_000, 128, 3e-4, warmup=1000, weight_decay=0.1, beta2=0.95, ema_decay=0.9995, accumulation=4),
     },

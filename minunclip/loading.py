@@ -23,6 +23,7 @@ from minunclip.config import (
     UpsamplerConfig,
 )
 from minunclip.data.checker import SceneReader
+from minunclip.eight_bits import from_rows
 from minunclip.models.autoregressive_prior import AutoregressivePrior
 from minunclip.models.clip import CLIP
 from minunclip.models.decoder import Decoder
@@ -142,7 +143,10 @@ def require_tensors(where: object, tensors: Mapping[str, Tensor], expected: Mapp
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fills a model from a safetensors file. ValueError, before anything is changed, names the first key or shape that does not fit."""
-    tensors = read_tensors(path)
+    try:
+        tensors = from_rows(read_tensors(path))
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     require_tensors(path, tensors, model.state_dict(), type(model).__name__)
     model.load_state_dict(tensors)
 

@@ -1,4 +1,4 @@
-"""From the folder of a training run to a folder of weights that ships: half precision, and a card a model that says where it comes from."""
+"""From the folder of a training run to a folder of weights that ships: few bits a weight, and a card a model that says where it comes from."""
 
 import json
 import shutil
@@ -10,9 +10,11 @@ import torch
 
 from minunclip.config import BASELINES, PRESETS, STAGES
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.loading import load_model
-from minunclip.pipeline import OPTIONAL, UnCLIP, require_fit
-from minunclip.training import read_log, write_atomically
+from minunclip.loading import config_to_json, load_model
+from minunclip.pipeline import OPTIONAL, require_fit
+from minunclip.training import read_log, save_model, write_atomically
+
+EIGHT_BITS = ("prior", "ar-prior", "decoder", *BASELINES)  # the large ones, which draw as well so; CLIP measures, and the upsamplers are small
 
 WHAT = {
     "clip": "CLIP: an image and a text encoder that agree. It judges pictures and captions of this world alone.",
@@ -61,7 +63,8 @@ def _card(run: Path, stage: str, preset: str) -> str:
 
 
 def pack(run: Path, weights: Path) -> None:
-    """A training run's folder to one that ships: float16 weights, the tokenizer, and a card a stage with its figures and its loss curve.
+    """A training run's folder to one that ships: weights in float16 (those of EIGHT_BITS: in eight bits), the tokenizer, and a card a
+    stage with its figures and its loss curve.
 
     Everything is read and checked before the first file is written. Stages of OPTIONAL that the run lacks are left out.
     """
@@ -71,7 +74,9 @@ def pack(run: Path, weights: Path) -> None:
     require_fit(run, models, tokenizer)
     preset = next((name for name, preset in PRESETS.items() if preset.clip == models["clip"].config), "own")
     cards = {stage: _card(run, stage, preset) for stage in stages if (run / stage / "log.jsonl").exists()}
-    UnCLIP(models, tokenizer).save_pretrained(weights)
+    for stage, model in models.items():
+        save_model(weights / stage, model, config_to_json(model.config), torch.int8 if stage in EIGHT_BITS else torch.float16)
+    tokenizer.save(weights / "tokenizer.json")
     for stage, card in cards.items():
         write_atomically(weights / stage / "card.md", partial(Path.write_text, data=card, encoding="utf-8"))
         if (run / stage / "loss.png").exists():

@@ -30,6 +30,7 @@ COSINES = {
 }
 FIDELITY = ("fid", "fid_floor", "precision", "recall")
 PROBED = {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES, "size": SIZES}
+ENLARGED = 200  # pictures that are judged after the upsamplers too, in whole batches
 PAIRS = 500  # among which CLIP must find the right one
 
 
@@ -134,11 +135,13 @@ def evaluate(
     size: int | None = None,
     prior: PriorName = "diffusion",
     guidance: float = GUIDANCE,
+    enlarged: int = ENLARGED,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Every figure that can be had for the captions; without captions, for `count` scenes of the held-out split, of which most can be said.
 
-    Pictures are drawn up to `size` and judged at every size on the way. `seed` is that of the first picture, the next has the next.
+    Pictures are drawn up to `size` and judged at every size on the way; beyond the decoder's, which takes most of the time, the first `enlarged` of
+    them. `seed` is that of the first picture, the next has the next.
     ValueError without a checker among the weights.
     """
     if "checker" not in model.models:
@@ -153,7 +156,7 @@ def evaluate(
     for i in range(0, len(texts), BATCH):
         part = texts[i : i + BATCH]
         seeds = range(seed + i, seed + i + len(part))
-        for side, pictures in model.generate(part, prior, seeds, size, guidance).pictures.items():
+        for side, pictures in model.generate(part, prior, seeds, size if i < enlarged else model.sizes[0], guidance).pictures.items():
             judged.setdefault(str(side), Judged(model)).add(pictures, part)
         if pairs is not None:  # the same, but for a prior: z_t stands in the place of z_i
             text = model.read(part)
@@ -163,10 +166,10 @@ def evaluate(
     figures["pictures"] = {}
     for name, one in judged.items():
         side = model.sizes[0] if name == "without_prior" else int(name)
-        scenes = [sample_scenes(len(texts), HELD_OUT_SEED + k, held_out=True) for k in (2, 3)]
+        scenes = [sample_scenes(len(one.reports), HELD_OUT_SEED + k, held_out=True) for k in (2, 3)]
         real = None if pairs is None else (embed_scenes(model, scenes[0], side), embed_scenes(model, scenes[1], side))
         error = reader_error(model.models["checker"], 1000, HELD_OUT_SEED + 4, side)
-        figures["pictures"][name] = {**one.figures(real), "checker_error": error}
+        figures["pictures"][name] = {"captions": len(one.reports), **one.figures(real), "checker_error": error}
     return figures
 
 
@@ -184,7 +187,10 @@ def as_text(figures: dict[str, Any]) -> str:
         lines.append(f"cosine to the true z_i, {name}: " + ", ".join(f"{level} {value:.3f}" for level, value in cosines.items()))
     for name, found in figures["pictures"].items():
         wrong = found["checker_error"]
-        lines.append(f"pictures, {name}: CLIP score {found['clip_score']:.3f}" + "".join(f", {key} {found[key]:.4f}" for key in FIDELITY if key in found))
+        lines.append(
+            f"pictures, {name}, {found['captions']:,} captions: CLIP score {found['clip_score']:.3f}"
+            + "".join(f", {key} {found[key]:.4f}" for key in FIDELITY if key in found)
+        )
         lines += [
             f"  {attribute:<10} right {share:6.1%}  (the checker errs in {wrong.get(attribute, 0):.1%})" for attribute, share in found["accuracy"].items()
         ]
@@ -206,6 +212,9 @@ def as_markdown(figures: dict[str, Any]) -> str:
     pictures = {name: found for name, found in figures["pictures"].items() if name != "128"}
     smallest = next(iter(pictures))
     titles = [f"without a prior, {smallest}" if name == "without_prior" else f"{name} × {name}" for name in pictures]
+    titles = [
+        title + (f", the first {found['captions']}" if found["captions"] < figures["captions"] else "") for title, found in zip(titles, pictures.values())
+    ]
     lines += ["", f"| {figures['captions']:,} held-out captions | " + " | ".join(titles) + f" | checker's own error, {smallest} |"]
     lines.append("|---|" + "---|" * (1 + len(pictures)))
     for attribute in pictures[smallest]["accuracy"]:

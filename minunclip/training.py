@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from minunclip import distributed
 from minunclip.config import TrainingConfig
+from minunclip.eight_bits import to_rows
 from minunclip.muon import Muon, bf16_is_fast
 from minunclip.tracking import open_board, show_line
 
@@ -114,9 +115,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_model(folder: Path, model: nn.Module, config: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
-    """A model as other tools know it: `model.safetensors` and `config.json`."""
+    """A model as other tools know it: `model.safetensors` and `config.json`. In int8 its parameters of two dimensions or more are (see eight_bits.py)."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: (v.to(dtype) if v.is_floating_point() and dtype != torch.int8 else v).contiguous() for k, v in model.state_dict().items()}
+    if dtype == torch.int8:
+        tensors = to_rows(tensors, {name for name, parameter in model.named_parameters() if parameter.ndim >= 2})
     write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
     write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1)))
 

@@ -108,7 +108,7 @@ def test_what_is_pushed_comes_back(cache: Path, remote: Path, tmp_path: Path, ca
         "license: mit\n",
         "captioned world and nothing else",
         "| shape right |",
-        "`minunclip train prior --preset cpu",
+        "`minunclip train prior --preset long",
         "](clip/loss.png)",
         f'("{NAME}")',
     ):

@@ -1,11 +1,12 @@
 """The tables and figures of docs/scale.md are those that the formulas and the measurement give."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from minunclip.budget import NETWORKS, NVLINK, many_gpus_as_markdown, one_gpu_as_markdown
+from minunclip.budget import NETWORKS, NVLINK, PEAK, cost, many_gpus_as_markdown, memory, one_gpu_as_markdown
 from minunclip.config import PRESETS
 from minunclip.data.world import picture_sizes
 
@@ -33,6 +34,19 @@ def streamed() -> str:
     return "\n".join(f"| {title} | {found[f'arrays, {view}']:,.0f} | {found[f'stream, {view}']:,.0f} |" for view, title in views.items())
 
 
+def on_a_gpu() -> str:
+    """results/gpu.json as a table, beside the estimate for as many examples at once."""
+    lines = ["| stage | examples at once | memory | by the estimate | examples a second | of an A100's peak |", "|---|---|---|---|---|---|"]
+    preset = PRESETS["gpu"]
+    for stage, row in json.loads((ROOT / "results" / "gpu.json").read_text())["stages"].items():
+        settings = replace(preset.training[stage], accumulation=preset.training[stage].batch_size // row["examples_at_once"])
+        one = cost(stage, preset.models[stage], settings)
+        share = row["examples_per_second"] * 3 * one.forward / PEAK
+        estimate = f"{memory(one, settings) / 1e9:.1f} GB | {row['examples_per_second']:,.0f} | {share:.0%}"
+        lines.append(f"| {stage} | {row['examples_at_once']} | {row['measured_gb']:.1f} GB | {estimate} |")
+    return "\n".join(lines)
+
+
 def disk(preset: str) -> int:
     """Bytes of the arrays that one picture of your own becomes."""
     picture, small, middle, low, high = picture_sizes(PRESETS[preset])
@@ -42,7 +56,7 @@ def disk(preset: str) -> int:
 @pytest.mark.slow
 def test_the_tables_are_what_the_formulas_and_the_measurement_give() -> None:
     page = PAGE.read_text()
-    for table in (one_gpu_as_markdown(PRESETS["gpu"]), many_gpus_as_markdown(PRESETS["paper"]), measured(), streamed()):
+    for table in (one_gpu_as_markdown(PRESETS["gpu"]), many_gpus_as_markdown(PRESETS["paper"]), measured(), streamed(), on_a_gpu()):
         assert table in page
     assert f"{NVLINK / 1e9:.0f} GB/s within a machine" in page and list(NETWORKS.values()) == [0.8 * 8 * 200e9 / 8, 0.8 * 100e9 / 8]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from minunclip.cli import WEIGHTS, main
-from minunclip.config import CPU, STAGES
+from minunclip.config import BASELINES, CPU, PRESETS, STAGES
 from minunclip.data.captions import compare, parse
 from minunclip.data.world import to_tensor
 from minunclip.evaluation import accuracy, held_out_captions
@@ -18,9 +18,11 @@ def model():
 
 def test_they_are_small_and_each_has_a_card():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 40e6
-    for stage in STAGES:
+    for stage in STAGES + BASELINES:
         card = (WEIGHTS / stage / "card.md").read_text()
-        assert f"`minunclip train {stage} --preset cpu --seed 0" in card
+        preset = "cpu" if stage in ("clip", "upsampler1", "upsampler2", "checker") else "long"
+        settings = PRESETS[preset].training[stage]
+        assert f"`minunclip train {stage} --preset {preset} --seed 0 --steps {settings.steps} --batch_size {settings.batch_size} " in card
         assert all(f"| {fact} |" in card for fact in ("commit", "machine", "seconds", "seed")) and "captioned world" in card
         assert not [file for file in (WEIGHTS / stage).iterdir() if file.suffix not in (".safetensors", ".json", ".md", ".png")]
 
@@ -30,6 +32,7 @@ def test_they_are_of_the_cpu_preset(model):
     for stage, config in zip(STAGES, configs):
         if stage != "ar-prior":  # it keeps as many components as its data needs
             assert model.models[stage].config == config
+    assert (model.models["glide"].config, model.models["dalle-vae"].config, model.models["dalle"].config) == (CPU.glide, CPU.dalle.vae, CPU.dalle)
 
 
 def test_clip_finds_the_caption_of_a_picture_it_has_never_seen(model):
