@@ -20,6 +20,11 @@ def test_directions_stay_and_singular_values_become_about_one(shape, fast, monke
     torch.testing.assert_close(orthogonalize(1000 * matrix[None])[0], found, atol=0.05, rtol=0)
 
 
+def test_a_stack_is_its_matrices_one_by_one():
+    stack = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1.0, 50.0])[:, None, None]
+    torch.testing.assert_close(orthogonalize(stack), torch.cat([orthogonalize(matrix[None]) for matrix in stack]), atol=1e-2, rtol=0)
+
+
 def test_one_step_is_momentum_orthogonalised_at_the_size_of_an_adamw_step():
     torch.manual_seed(0)
     kernel = nn.Parameter(torch.randn(8, 4, 3, 3))
