@@ -143,10 +143,11 @@ def require_tensors(where: object, tensors: Mapping[str, Tensor], expected: Mapp
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fills a model from a safetensors file. ValueError, before anything is changed, names the first key or shape that does not fit."""
+    tensors = read_tensors(path)
     try:
-        tensors = from_rows(read_tensors(path))
+        tensors = from_rows(tensors)
     except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
     require_tensors(path, tensors, model.state_dict(), type(model).__name__)
     model.load_state_dict(tensors)
 

@@ -167,7 +167,9 @@ def test_memory_falls_with_accumulation_and_precision_but_not_below_the_state() 
     cost, settings = budget(TINY)["decoder"], TINY.training["decoder"]
     state, activations = cost.parameters * BYTES, settings.batch_size * cost.activations
     assert memory(cost, settings) == state + activations
-    assert memory(cost, replace(settings, precision="bf16")) == state + settings.batch_size * cost.in_16_bits
+    assert memory(cost, replace(settings, precision="bf16")) == state + activations  # a U-Net's norms stay in float32
+    prior, halved = budget(TINY)["prior"], replace(TINY.training["prior"], precision="bf16")
+    assert memory(prior, halved) == prior.parameters * BYTES + halved.batch_size * (prior.activations // 2)
     assert memory(cost, replace(settings, accumulation=4)) == state + activations / 4
 
 
