@@ -173,6 +173,14 @@ def test_jpeg_is_pillows(monkeypatch):
         assert np.array_equal(np.asarray(Image.open(file)), ((ours + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
+def test_noise_comes_on_top_of_the_blur_each_picture_its_own_strength_up_to_the_most():
+    images, config = smooth(64, 32), dataclasses.replace(FIRST, noise=0.3)
+    assert torch.equal(degrade(FIRST, images, generator()), degrade_blur(images))
+    deviations = (degrade(config, images, generator()) - degrade_blur(images)).std(dim=(1, 2, 3))
+    assert 0.27 < deviations.max() < 0.31 and deviations.min() < 0.03  # of 64, even from 0 to 0.3
+    assert 0.12 < deviations.mean() < 0.18
+
+
 @pytest.mark.parametrize("config, side", [(FIRST, 8), (SECOND, 16)])
 def test_training_pair_and_loss(config, side):
     high = smooth(4, config.high_size)

@@ -91,10 +91,10 @@ def training_pair(config: UpsamplerConfig, high: Tensor, low: Tensor, generator:
 
 
 def degrade(config: UpsamplerConfig, images: Tensor, generator: torch.Generator) -> Tensor:
-    """The degradation that this upsampler is trained with."""
-    if config.degradation == "none":
-        return images
-    return degrade_blur(images) if config.degradation == "blur" else degrade_bsr(images, generator)
+    """The degradation that this upsampler is trained with, and noise on top where its config asks for it."""
+    if config.degradation != "none":
+        images = degrade_blur(images) if config.degradation == "blur" else degrade_bsr(images, generator)
+    return _random_noise(images, generator, config.noise) if config.noise else images
 
 
 def blur(images: Tensor, kernels: Tensor) -> Tensor:
@@ -143,8 +143,8 @@ def _random_resize(images: Tensor, generator: torch.Generator) -> Tensor:
     return images
 
 
-def _random_noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    sigma = _uniform(0.0, 0.05, len(images), generator)
+def _random_noise(images: Tensor, generator: torch.Generator, most: float = 0.05) -> Tensor:
+    sigma = _uniform(0.0, most, len(images), generator)
     return images + (rearrange(sigma, "b -> b 1 1 1") * torch.randn(images.shape, generator=generator)).to(images)
 
 
