@@ -32,10 +32,10 @@ weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu
 	$(BIN)/minunclip pack runs/cpu data/weights
 
-weights-gpu: .venv/ready  # what ships: CLIP, upsamplers and checker as they are, the others anew; on a GPU
+weights-gpu: .venv/ready  # what ships: CLIP, the second upsampler and the checker as they are, the others anew; on a GPU
 	mkdir -p runs/long
-	for stage in clip upsampler1 upsampler2 checker; do cp -r data/weights/$$stage runs/long/ || exit; done
-	for stage in prior ar-prior decoder glide dalle-vae dalle; do $(BIN)/minunclip train $$stage --preset long || exit; done
+	for stage in clip upsampler2 checker; do cp -r data/weights/$$stage runs/long/ || exit; done
+	for stage in upsampler1 prior ar-prior decoder glide dalle-vae dalle; do $(BIN)/minunclip train $$stage --preset long || exit; done
 	$(BIN)/minunclip pack runs/long data/weights
 
 evaluate: .venv/ready

@@ -41,7 +41,7 @@ from minunclip.hub import push as push_folder
 from minunclip.loading import MODELS, read_json
 from minunclip.models.clip import CLIP
 from minunclip.packing import pack as pack_run
-from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP, hashes, weights_id
+from minunclip.pipeline import GUIDANCE, UPSAMPLERS, PriorName, UnCLIP, hashes, weights_id
 from minunclip.plots import picture_grid, stages_figure, table_figure
 from minunclip.runs import Run, adopt_clip, on_clip, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
@@ -320,7 +320,8 @@ def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str =
         function = EXPERIMENTS[one] if one in EXPERIMENTS else partial(TRAININGS[one], folder=Path(run))
         start = time.perf_counter()
         table = over_seeds(function, model, seeds)
-        figures = {"weights": weights_id(Path(weights)), "seeds": seeds, "minutes": round((time.perf_counter() - start) / 60, 1), "table": table}
+        used = weights_id(Path(weights), without=UPSAMPLERS)  # experiments judge pictures of the decoder's size
+        figures = {"weights": used, "seeds": seeds, "minutes": round((time.perf_counter() - start) / 60, 1), "table": table}
         print(f"{one}\n\n{as_markdown(table)}", flush=True)
         if out is not None:
             write_atomically(Path(out) / f"{one}.json", partial(Path.write_text, data=dumps(figures, indent=1)))

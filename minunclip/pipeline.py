@@ -273,6 +273,6 @@ def hashes(folder: Path) -> dict[str, str]:
     return {stage: hashlib.sha256(path.read_bytes()).hexdigest() for stage, path in paths.items() if path.exists()}
 
 
-def weights_id(folder: Path) -> str:
-    """Twelve digits that stand for all the weights of a folder together."""
-    return hashlib.sha256("".join(hashes(folder).values()).encode()).hexdigest()[:12]
+def weights_id(folder: Path, without: Sequence[str] = ()) -> str:
+    """Twelve digits that stand for all the weights of a folder together, but for those of the stages that are left out."""
+    return hashlib.sha256("".join(value for stage, value in hashes(folder).items() if stage not in without).encode()).hexdigest()[:12]

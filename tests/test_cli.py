@@ -110,8 +110,9 @@ def test_a_picture_names_all_the_weights_it_came_from(copy: Path, tmp_path: Path
     facts = Image.open(tmp_path / "x.png").text
     assert facts == {"prompt": "🐘 star", "seed": "3", "prior": "diffusion", "guidance": "2.0", "sampler": "dpm, 8 steps", "weights": weights_id(copy)}
     assert hashes(copy)["clip"] == hashlib.sha256((copy / "clip" / "model.safetensors").read_bytes()).hexdigest()
+    others = weights_id(copy, without=["clip"])
     (copy / "clip" / "model.safetensors").write_bytes(b"other")
-    assert weights_id(copy) != facts["weights"]
+    assert weights_id(copy) != facts["weights"] and weights_id(copy, without=["clip"]) == others
 
 
 def test_a_signature_and_a_list_of_what_is_not_drawn(copy, tmp_path, capsys) -> None:

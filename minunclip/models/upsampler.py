@@ -5,7 +5,8 @@ the size of the output, as three more channels. They are trained on random crops
 To make them robust the low-resolution image is corrupted: by a Gaussian blur for the first, by the random degradations of BSRGAN (Zhang et al.
 2021) for the second.
 
-Different from the paper: the BSR degradation is a short, mild one (no sensor noise, no second downsampling pass).
+Different from the paper: the BSR degradation is a short, mild one (no sensor noise, no second downsampling pass), and noise may come on top
+of either, since a small decoder errs more (`UpsamplerConfig.noise`).
 """
 
 import io
