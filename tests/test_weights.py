@@ -20,7 +20,7 @@ def test_they_are_small_and_each_has_a_card():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 40e6
     for stage in STAGES + BASELINES:
         card = (WEIGHTS / stage / "card.md").read_text()
-        preset = "cpu" if stage in ("clip", "upsampler1", "upsampler2", "checker") else "long"
+        preset = "cpu" if stage in ("clip", "upsampler2", "checker") else "long"
         settings = PRESETS[preset].training[stage]
         assert f"`minunclip train {stage} --preset {preset} --seed 0 --steps {settings.steps} --batch_size {settings.batch_size} " in card
         assert all(f"| {fact} |" in card for fact in ("commit", "machine", "seconds", "seed")) and "captioned world" in card
