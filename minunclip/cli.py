@@ -292,14 +292,18 @@ def evaluate(
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     if texts is not None:
         warn(model, texts)
-    figures = report.evaluate(model, texts, count, seed, size, prior, guidance, enlarged, lambda line: print(line, file=sys.stderr, flush=True))
+    first: list[np.ndarray] = []
+
+    def look(pictures: np.ndarray) -> None:
+        first.extend(pictures[: SAMPLES - len(first)])
+
+    figures = report.evaluate(model, texts, count, seed, size, prior, guidance, enlarged, lambda line: print(line, file=sys.stderr, flush=True), look)
     figures["weights"] = weights_id(Path(weights))
     if json is not None:
         write_atomically(Path(json), lambda path: path.write_text(dumps(figures, indent=1)))
     if samples is not None:
         shown = (texts or [text for _, text in held_out_captions(count)])[:SAMPLES]
-        drawn = list(model.generate(shown, prior, range(seed, seed + len(shown)), size, guidance).pictures.values())[-1]
-        grid = picture_grid(list(drawn), [f"{seed + i}: {text}" for i, text in enumerate(shown)])
+        grid = picture_grid(first, [f"{seed + i}: {text}" for i, text in enumerate(shown)])
         write_atomically(Path(samples), lambda path: grid.savefig(path, format="png", dpi=90))
     print(report.as_text(figures))
 

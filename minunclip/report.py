@@ -137,11 +137,12 @@ def evaluate(
     guidance: float = GUIDANCE,
     enlarged: int = ENLARGED,
     progress: Callable[[str], None] = lambda line: None,
+    look: Callable[[np.ndarray], None] = lambda pictures: None,
 ) -> dict[str, Any]:
     """Every figure that can be had for the captions; without captions, for `count` scenes of the held-out split, of which most can be said.
 
     Pictures are drawn up to `size` and judged at every size on the way; beyond the decoder's, which takes most of the time, the first `enlarged` of
-    them. `seed` is that of the first picture, the next has the next.
+    them. `seed` is that of the first picture, the next has the next. `look` sees the pictures of each batch, as large as they were drawn.
     ValueError without a checker among the weights.
     """
     if "checker" not in model.models:
@@ -156,7 +157,9 @@ def evaluate(
     for i in range(0, len(texts), BATCH):
         part = texts[i : i + BATCH]
         seeds = range(seed + i, seed + i + len(part))
-        for side, pictures in model.generate(part, prior, seeds, size if i < enlarged else model.sizes[0], guidance).pictures.items():
+        drawn = model.generate(part, prior, seeds, size if i < enlarged else model.sizes[0], guidance).pictures
+        look(drawn[max(drawn)])
+        for side, pictures in drawn.items():
             judged.setdefault(str(side), Judged(model)).add(pictures, part)
         if pairs is not None:  # the same, but for a prior: z_t stands in the place of z_i
             text = model.read(part)

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -78,6 +79,12 @@ def test_binding_asks_for_captions_that_differ_in_the_relation_alone(model, monk
     words = {"left", "right", "above", "below", "over", "under", "to", "the", "of"}
     for true, false in zip(*asked):
         assert true != false and set(true.split()) ^ set(false.split()) <= words
+
+
+def test_whoever_looks_sees_the_pictures_that_are_judged(model):
+    texts, seen = ["a red star", "two blue rings"], []
+    report.evaluate(model, texts, seed=3, look=seen.append)
+    assert len(seen) == 1 and np.array_equal(seen[0], model.generate(texts, seed=[3, 4]).pictures[64])
 
 
 @pytest.mark.slow
