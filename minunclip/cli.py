@@ -282,7 +282,7 @@ def evaluate(
     """Measure CLIP, the priors and the pictures on `count` captions of the held-out split, or on a file with a caption a line.
 
     `enlarged`: of how many captions pictures are judged after the upsamplers too, which take most of the time.
-    `samples`: a picture of the first 64 of them, none left out, each under its caption; the first has seed `seed`, the next the next.
+    `samples`: the first 64 of these pictures, none left out, each under its caption; the first has seed `seed`, the next the next.
     """
     if count < 2:
         raise ValueError(f"count is {count}: judge at least 2 captions")

@@ -343,7 +343,7 @@ CPU = Preset(
     },
 )
 
-LONG = replace(  # the models of `cpu`, trained on four times the scenes, for four to thirteen times as many examples: minutes on a GPU
+LONG = replace(  # the models of `cpu`, trained on four times the scenes, for four to thirteen (first upsampler: 2.5) times as many examples: minutes on a GPU
     CPU,
     world=replace(CPU.world, training_scenes=240_000),
     training={

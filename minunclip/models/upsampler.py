@@ -92,7 +92,7 @@ def training_pair(config: UpsamplerConfig, high: Tensor, low: Tensor, generator:
 
 
 def degrade(config: UpsamplerConfig, images: Tensor, generator: torch.Generator) -> Tensor:
-    """The degradation that this upsampler is trained with, and noise on top where its config asks for it."""
+    """The degradation that this upsampler is trained with, and noise on top where its config asks for it, which may leave [-1, 1]."""
     if config.degradation != "none":
         images = degrade_blur(images) if config.degradation == "blur" else degrade_bsr(images, generator)
     return _random_noise(images, generator, config.noise) if config.noise else images
