@@ -312,6 +312,7 @@ def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str =
     """Repeat an experiment of the paper, or `all`, and print its table; with --out, also write it into that folder as NAME.json and NAME.png.
 
     With more --seeds than one, figures are means, each with its standard deviation. Those that train do so in the folder --run.
+    `all` goes on where it stopped: what --out has of the same weights and as many seeds stays; by its name an experiment always runs.
     """
     known = [*EXPERIMENTS, *TRAININGS]
     if name not in (*known, "all"):
@@ -320,16 +321,19 @@ def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str =
         raise ValueError(f"seeds is {seeds}: use 1 or more")
     require_folder("out", None if out is None else f"{out}/{name}.json")
     model = UnCLIP.from_pretrained(weights, pick_device(device))
+    used = weights_id(Path(weights), without=UPSAMPLERS)  # experiments judge pictures of the decoder's size
     for one in known if name == "all" else [name]:
-        function = EXPERIMENTS[one] if one in EXPERIMENTS else partial(TRAININGS[one], folder=Path(run))
-        start = time.perf_counter()
-        table = over_seeds(function, model, seeds)
-        used = weights_id(Path(weights), without=UPSAMPLERS)  # experiments judge pictures of the decoder's size
-        figures = {"weights": used, "seeds": seeds, "minutes": round((time.perf_counter() - start) / 60, 1), "table": table}
-        print(f"{one}\n\n{as_markdown(table)}", flush=True)
-        if out is not None:
-            write_atomically(Path(out) / f"{one}.json", partial(Path.write_text, data=dumps(figures, indent=1)))
-            write_atomically(Path(out) / f"{one}.png", partial(table_figure(table).savefig, format="png", dpi=100))
+        file = None if out is None else Path(out) / f"{one}.json"
+        figures = read_json(file) if name == "all" and file is not None and file.exists() else {}
+        done = (figures.get("weights"), figures.get("seeds")) == (used, seeds)
+        if not done:
+            start = time.perf_counter()
+            table = over_seeds(EXPERIMENTS[one] if one in EXPERIMENTS else partial(TRAININGS[one], folder=Path(run)), model, seeds)
+            figures = {"weights": used, "seeds": seeds, "minutes": round((time.perf_counter() - start) / 60, 1), "table": table}
+        print(f"{one}\n\n{as_markdown(figures['table'])}", flush=True)
+        if file is not None and not done:
+            write_atomically(file.with_suffix(".png"), partial(table_figure(table).savefig, format="png", dpi=100))
+            write_atomically(file, partial(Path.write_text, data=dumps(figures, indent=1)))
 
 
 def rate(ratings: str, pictures: list[str], weights: str = str(WEIGHTS), device: Device = "auto") -> None:

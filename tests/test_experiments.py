@@ -159,6 +159,27 @@ def test_the_command_writes_what_it_prints(tiny_weights, tmp_path, capsys, monke
     assert Image.open(tmp_path / "typographic.png").format == "PNG"
 
 
+def test_all_goes_on_where_it_stopped(tiny_weights, tmp_path, capsys, monkeypatch):
+    """What is there of the same weights and seeds stays; a run of its name, of other weights or of more seeds is drawn anew."""
+    ran = []
+    for name in (*experiments.EXPERIMENTS, *TRAININGS):
+        table = TRAININGS if name in TRAININGS else experiments.EXPERIMENTS
+        monkeypatch.setitem(table, name, lambda model, seed=1, folder=None, name=name: ran.append(name) or {"row": {"figure": float(len(ran))}})
+
+    def run(name, *more):
+        ran.clear()
+        assert main(["experiment", name, "--out", str(tmp_path), "--weights", str(tiny_weights), *more]) == 0
+        return list(ran), capsys.readouterr().out
+
+    everything = [*experiments.EXPERIMENTS, *TRAININGS]
+    assert run("all")[0] == everything
+    (tmp_path / "race.json").unlink()
+    (tmp_path / "varying.json").write_text((tmp_path / "varying.json").read_text().replace('"weights": "', '"weights": "0'))
+    again, printed = run("all")
+    assert again == ["varying", "race"] and all(f"{name}\n\n| | figure |" in printed for name in everything)
+    assert run("typographic")[0] == ["typographic"] and run("all", "--seeds", "2")[0] == [name for name in everything for _ in range(2)]
+
+
 @pytest.mark.parametrize("wrong", [["levitation"], ["typographic", "--seeds", "0"], ["typographic", "--out", "nowhere/at/all"]])
 def test_a_bad_experiment_is_refused_in_a_line(wrong, capsys):
     assert main(["experiment", *wrong]) == 2 and capsys.readouterr().err.count("\n") == 1
