@@ -218,9 +218,15 @@ def _spoil(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def reader_scenes(count: int, seed: int) -> list[Scene]:
-    """Scenes to train the reader on: of all combinations, as it must know the held-out ones too, and with words in one of five."""
-    scenes = sample_scenes(count - count // 2, seed) + sample_scenes(count // 2, seed, held_out=True)
-    return scenes + [scene for scene in sample_scenes(2 * count, seed + 1) if scene.word]
+    """Scenes to train the reader on: of all combinations, as it must know the held-out ones too, with words in one of six, and
+    with a thing inside another in one of three: hard to read, and rare otherwise.
+    """
+
+    def drawn(count: int, seed: int) -> list[Scene]:
+        return sample_scenes(count - count // 2, seed) + sample_scenes(count // 2, seed, held_out=True)
+
+    words = [scene for scene in sample_scenes(2 * count, seed + 1) if scene.word]
+    return drawn(count, seed) + words + [scene for scene in drawn(6 * count, seed + 3) if scene.relation == "inside"]
 
 
 def reader_batches(scenes: list[Scene], batch_size: int, seed: int) -> Callable[[int], dict[str, Tensor]]:
