@@ -74,6 +74,7 @@ def test_decode_keeps_the_three_highest_peaks_and_drops_their_neighbours():
 def test_reader_scenes_show_every_kind_of_scene():
     scenes = reader_scenes(400, seed=3)
     assert 0.1 < sum(s.word is not None for s in scenes) / len(scenes) < 0.35
+    assert 0.25 < sum(s.relation == "inside" for s in scenes) / len(scenes) < 0.4
     odd = [any(is_held_out(t.texture, t.colour, t.shape) for t in s.things) for s in scenes]
     assert 0.3 < sum(odd) / len(odd) < 0.6
 
