@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test test-interop test-scale weights weights-gpu evaluate results bench notebooks site expected
+.PHONY: demo test test-interop test-scale weights weights-gpu weights-further evaluate results bench notebooks site expected
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -37,6 +37,10 @@ weights-gpu: .venv/ready  # what ships: CLIP, the second upsampler and the check
 	for stage in clip upsampler2 checker; do cp -r data/weights/$$stage runs/long/ || exit; done
 	for stage in upsampler1 prior ar-prior decoder glide dalle-vae dalle; do $(BIN)/minunclip train $$stage --preset long || exit; done
 	$(BIN)/minunclip pack runs/long data/weights
+
+weights-further: .venv/ready  # what ships: the decoder that weights-gpu has left, trained further on two cores
+	$(BIN)/minunclip train decoder --preset cpu --init data/weights --out runs/further --steps 3600 --batch_size 128 --learning_rate 0.0005
+	$(BIN)/minunclip pack runs/further data/weights
 
 evaluate: .venv/ready
 	mkdir -p results

@@ -87,6 +87,7 @@ class UNetConfig:
     attention_at: tuple[int, ...]  # grid sizes that have attention; the paper: 32, 16, 8 (decoder), none (upsamplers)
     head_channels: int
     patch_size: int = 1  # pixels a side folded into channels; the paper: 1. On a CPU a wide net on a coarse grid learns faster
+    fine: int = 0  # channels of the convolutions on single pixels behind the net, which fit the patches together; 0: none, as in the paper
     dropout: float = 0.0
     # how a block is told the timestep. "scale_shift": of its second norm (ADM, the paper); "add": before that norm, as in Karlo's upsamplers
     timestep: Literal["scale_shift", "add"] = "scale_shift"
@@ -305,7 +306,7 @@ CPU = Preset(
         vocabulary_size=512,
         context_length=32,
         text=TransformerConfig(128, 4, 4),
-        unet=UNetConfig(width=128, multipliers=(1, 1), blocks=2, attention_at=(8,), head_channels=32, patch_size=4),
+        unet=UNetConfig(width=128, multipliers=(1, 1), blocks=2, attention_at=(8,), head_channels=32, patch_size=4, fine=32),
         diffusion=DiffusionConfig("cosine", "x0", learned_variance=False, sampler="dpm", sampling_steps=25),
         embedding_drop=0.3,
         caption_drop=0.3,

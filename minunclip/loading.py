@@ -141,14 +141,20 @@ def require_tensors(where: object, tensors: Mapping[str, Tensor], expected: Mapp
             raise ValueError(f"{where}: {key!r} has values that are not finite: the training diverged or half precision overflowed")
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills a model from a safetensors file. ValueError, before anything is changed, names the first key or shape that does not fit."""
+def load_weights(model: nn.Module, path: Path, may_lack: str | None = None) -> None:
+    """Fills a model from a safetensors file. ValueError, before anything is changed, names the first key or shape that does not fit.
+
+    Keys that begin with `may_lack` may all be missing: that part of the model stays as it is.
+    """
     tensors = read_tensors(path)
     try:
         tensors = from_rows(tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    require_tensors(path, tensors, model.state_dict(), type(model).__name__)
+    expected = model.state_dict()
+    if may_lack is not None and not any(key.startswith(may_lack) for key in tensors):
+        tensors |= {key: tensor for key, tensor in expected.items() if key.startswith(may_lack)}
+    require_tensors(path, tensors, expected, type(model).__name__)
     model.load_state_dict(tensors)
 
 

@@ -1,6 +1,7 @@
 """The U-Net against loops and its own definition: shapes, attention, masks, zero start."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from minunclip.config import UNetConfig
 from minunclip.models.transformer import attend
-from minunclip.models.unet import ContextAttention, ResidualBlock, TimestepMLP, UNet, group_norm, resample
+from minunclip.models.unet import ContextAttention, Refinement, ResidualBlock, TimestepMLP, UNet, group_norm, resample
 
 PLAIN = UNetConfig(16, (1, 2), 1, (), 16, patch_size=2)
 ATTENTIVE = UNetConfig(16, (1, 2), 1, (4,), 16, patch_size=2)
@@ -180,8 +181,33 @@ def test_patches_unfold_to_where_they_were_folded():
     torch.testing.assert_close(net(x, torch.randn(2, 32)), x)
 
 
-def test_bfloat16_and_channels_last_all_the_way():
-    net = awake(UNet(ATTENTIVE, 16, 3, 3, 32, context_width=12))
+def test_refinement_adds_nothing_at_first_and_then_what_it_has_learned():
+    """So that a net without it can be trained further with it."""
+    plain = awake(UNet(ATTENTIVE, 16, 3, 6, 32, context_width=12))
+    fine = UNet(replace(ATTENTIVE, fine=8), 16, 3, 6, 32, context_width=12)
+    missing = fine.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing and all(name.startswith("refinement.") for name in missing)
+    inputs = torch.randn(2, 3, 16, 16), torch.randn(2, 32), torch.randn(2, 5, 12)
+    torch.testing.assert_close(fine(*inputs), plain(*inputs), rtol=0, atol=0)
+    fine(*inputs).square().mean().backward()
+    assert fine.refinement.conv_out.weight.grad.abs().max() > 0
+    awake(fine.refinement)
+    assert (fine(*inputs) - plain(*inputs)).abs().max() > 0.01
+
+
+def test_refinement_knows_no_patches():
+    """Shifted by a single pixel, what it is shown gives what it adds, shifted by a pixel."""
+    fine = awake(Refinement(3, 8, 3, 2, 32, "scale_shift")).double()
+    for norm in [m for m in fine.modules() if isinstance(m, torch.nn.GroupNorm)]:
+        norm.forward = lambda x: x  # statistics of the whole image are the one thing that is not local
+    x, drawn, embedding = torch.randn(1, 3, 24, 24).double(), torch.randn(1, 3, 24, 24).double(), torch.randn(1, 32).double()
+    a, b = fine(x, drawn, embedding), fine(x.roll((1, 1), (2, 3)), drawn.roll((1, 1), (2, 3)), embedding)
+    torch.testing.assert_close(a.roll((1, 1), (2, 3))[..., 10:14, 10:14], b[..., 10:14, 10:14])
+
+
+@pytest.mark.parametrize("config", [ATTENTIVE, replace(ATTENTIVE, fine=8)])
+def test_bfloat16_and_channels_last_all_the_way(config):
+    net = awake(UNet(config, 16, 3, 3, 32, context_width=12))
     layouts = []
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -196,6 +196,11 @@ def sample_scenes(count: int, seed: int, held_out: bool = False) -> list[Scene]:
     return [sample_scene(rng, held_out) for _ in range(count)]
 
 
+def nested_in(scenes: list[Scene]) -> np.ndarray:
+    """The places of those scenes in which one thing lies inside another: the rarest kind, and the hardest to draw."""
+    return np.flatnonzero([scene.relation == "inside" for scene in scenes])
+
+
 def holds(relation: str, first: Thing, second: Thing) -> bool:
     """Whether `first` stands in `relation` to `second`, read off their centres."""
     dx, dy = first.x - second.x, first.y - second.y

@@ -19,7 +19,7 @@ from torch import Tensor
 from minunclip.config import Preset
 from minunclip.data.captions import LEVELS, caption
 from minunclip.data.render import render
-from minunclip.data.scenes import sample_scenes, twin
+from minunclip.data.scenes import nested_in, sample_scenes, twin
 from minunclip.data.streams import VIEWS, Streamed, load_streams
 from minunclip.data.tokenizer import Tokenizer
 
@@ -41,6 +41,7 @@ class World:
     parts_small: Pictures  # the same quarters at the size that it is shown
     tokenizer: Tokenizer
     held: dict[str, np.ndarray] | None = None  # pictures, small and captions kept for validation; the captioned world draws its own
+    nested: np.ndarray | None = None  # rows in which a thing lies inside another; of other pictures nobody knows
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -106,6 +107,7 @@ def build_world(preset: Preset, folder: Path, seed: int = 0, tokenizer: Tokenize
             "pictures": render(scenes, preset.clip.image_size),
             "small": render(scenes, preset.decoder.image_size),
             "captions": rearrange(tokens, "(n k) l -> n k l", k=len(LEVELS)).numpy().astype(np.uint16),
+            "nested": nested_in(scenes),
         }
         others = sample_scenes(config.upsampler_scenes, seed + 1)
         arrays["middle"] = render(others, preset.upsampler1.high_size)
@@ -138,7 +140,9 @@ def load_world(home: Path) -> World:
         pictures |= {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in VIEWS}
     captions = np.load(home / "captions.npy", mmap_mode="r")
     held = {path.stem.removeprefix("held-"): np.load(path, mmap_mode="r") for path in home.glob("held-*.npy")}
-    return World(folder=home, captions=captions, **pictures, tokenizer=Tokenizer.load(home / "tokenizer.json"), held=held or None)
+    rows = home / "nested.npy"
+    nested = np.load(rows) if rows.exists() else None
+    return World(folder=home, captions=captions, **pictures, tokenizer=Tokenizer.load(home / "tokenizer.json"), held=held or None, nested=nested)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -13,13 +13,13 @@ from minunclip.interop.names import State, decoder_to_theirs, prior_to_theirs, t
 from minunclip.models.diffusion_prior import LATENT_CLIP
 from minunclip.pipeline import UnCLIP
 
+PIXELS = {"unet.patch_size": 1, "unet.fine": 0}
 DDPM = {"diffusion.schedule": "cosine", "diffusion.sampler": "ancestral"}
 NEEDED: dict[str, dict[str, Any]] = {
     "clip": {"unit_norm": False},
     "prior": DDPM | {"latent": "standardised", "null_tokens": 2, "candidates": 1, "transformer.activation": "gelu", "diffusion.learned_variance": False},
-    "decoder": DDPM
-    | {"text_start": "clip", "null_tokens": 2, "whiten": False, "unet.patch_size": 1, "unet.timestep": "scale_shift", "diffusion.learned_variance": True},
-    "upsampler1": DDPM | {"degradation": "none", "clamp": False, "unet.patch_size": 1, "diffusion.learned_variance": False},
+    "decoder": DDPM | PIXELS | {"text_start": "clip", "null_tokens": 2, "whiten": False, "unet.timestep": "scale_shift", "diffusion.learned_variance": True},
+    "upsampler1": DDPM | PIXELS | {"degradation": "none", "clamp": False, "diffusion.learned_variance": False},
 }
 
 

@@ -4,7 +4,8 @@ Paper: section 2.1 and App. C, which take it from Dhariwal & Nichol 2021 (ADM: r
 shift, and that resample inside themselves) and from GLIDE (Nichol et al. 2021: attention sees the caption's tokens beside the image's own).
 
 Different from the paper: `patch_size` can fold p x p pixels into channels first, so that a small computer works on a coarser grid (1 is the
-paper), and a group of GroupNorm has 8 channels at least, so that narrow nets have groups too (wide ones: 32 groups, as in the paper).
+paper), `fine` adds convolutions on single pixels behind the net, since what patches draw of a small thing does not fit together, and a group
+of GroupNorm has 8 channels at least, so that narrow nets have groups too (wide ones: 32 groups, as in the paper).
 """
 
 from typing import Literal, TypeVar
@@ -132,6 +133,24 @@ class Stage(nn.Module):
         return x if self.attention is None else self.attention(x, context, context_mask)
 
 
+class Refinement(nn.Module):
+    """Sees the picture and what the net makes of it, pixel by pixel, and adds what is amiss: at the start, nothing."""
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int, blocks: int, embedding_width: int, timestep: Literal["scale_shift", "add"]):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels + out_channels, channels, 3, padding=1)
+        self.blocks = nn.ModuleList([ResidualBlock(channels, channels, embedding_width, 0.0, timestep=timestep) for _ in range(blocks)])
+        self.norm_out = group_norm(channels)
+        self.conv_out = zero_init(nn.Conv2d(channels, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, drawn: Tensor, embedding: Tensor) -> Tensor:
+        """(B, in_channels, H, W), (B, out_channels, H, W) and an activated embedding (B, E) to (B, out_channels, H, W)."""
+        h = self.conv_in(torch.cat([x, drawn], dim=1).contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            h = block(h, embedding)
+        return drawn + self.conv_out(F.silu(self.norm_out(h)))
+
+
 class UNet(nn.Module):
     """Down: `blocks` residual blocks a level. Up: `blocks + 1`, each given one of the down path's outputs, last made first.
 
@@ -149,7 +168,7 @@ class UNet(nn.Module):
     ):
         super().__init__()
         patch, levels = config.patch_size, len(config.multipliers)
-        self.patch = patch
+        self.patch, self.refined = patch, config.fine > 0
         self.multiple = patch * 2 ** (levels - 1)  # what an image's sides must divide by
         grids = [None if image_size is None else image_size // patch >> level for level in range(levels)]
         if image_size is not None and image_size % self.multiple:
@@ -184,6 +203,8 @@ class UNet(nn.Module):
                 self.up.append(stage(channels, channels, direction="up"))
         self.norm_out = group_norm(channels)
         self.conv_out = zero_init(nn.Conv2d(channels, out_channels * patch**2, 3, padding=1))
+        if config.fine:
+            self.refinement = Refinement(in_channels, config.fine, out_channels, config.blocks, embedding_width, config.timestep)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None) -> Tensor:
@@ -209,4 +230,7 @@ class UNet(nn.Module):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = stage(h, embedding, context, context_mask)
         h = self.conv_out(F.silu(self.norm_out(h)))
-        return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch).to(x.dtype)
+        h = rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
+        if self.refined:
+            h = self.refinement(x, h, embedding)
+        return h.to(x.dtype)
