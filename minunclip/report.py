@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from minunclip.data.captions import LEVELS, caption, compare, parse
 from minunclip.data.checker import reader_error
 from minunclip.data.render import render
-from minunclip.data.scenes import COLOURS, OPPOSITE, SHAPES, SIZES, TEXTURES, Scene, sample_scenes
+from minunclip.data.scenes import COLOURS, KINDS, OPPOSITE, SHAPES, SIZES, TEXTURES, Scene, kind_of, sample_scenes
 from minunclip.data.world import HELD_OUT_SEED, to_tensor, to_uint8
 from minunclip.evaluation import accuracy, frechet_distance, held_out_captions, precision_recall, retrieval
 from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP
@@ -171,8 +171,16 @@ def evaluate(
         side = model.sizes[0] if name == "without_prior" else int(name)
         scenes = [sample_scenes(len(one.reports), HELD_OUT_SEED + k, held_out=True) for k in (2, 3)]
         real = None if pairs is None else (embed_scenes(model, scenes[0], side), embed_scenes(model, scenes[1], side))
-        error = reader_error(model.models["checker"], 1000, HELD_OUT_SEED + 4, side)
-        figures["pictures"][name] = {"captions": len(one.reports), **one.figures(real), "checker_error": error}
+        reader, where = model.models["checker"], (1000, HELD_OUT_SEED + 4, side)
+        figures["pictures"][name] = {"captions": len(one.reports), **one.figures(real), "checker_error": reader_error(reader, *where)}
+        if pairs is not None:
+            kinds = [kind_of(scene) for scene, _ in pairs]
+            of_kind = {kind: [report for report, own in zip(one.reports, kinds) if own == kind] for kind in KINDS}
+            figures["pictures"][name]["by_kind"] = {
+                kind: {"captions": len(reports), **accuracy(reports), "checker_error": reader_error(reader, *where, kind)["all_right"]}
+                for kind, reports in of_kind.items()
+                if reports
+            }
     return figures
 
 
@@ -197,6 +205,9 @@ def as_text(figures: dict[str, Any]) -> str:
         lines += [
             f"  {attribute:<10} right {share:6.1%}  (the checker errs in {wrong.get(attribute, 0):.1%})" for attribute, share in found["accuracy"].items()
         ]
+        for kind, part in found.get("by_kind", {}).items():
+            shares = f"all right {part['all_right']:6.1%}, shape {part['shape']:6.1%}" if "shape" in part else f"all right {part['all_right']:6.1%}"
+            lines.append(f"  {kind + ',':<19} {part['captions']:>3} captions: {shares}  (the checker errs in {part['checker_error']:.1%})")
     return "\n".join(lines)
 
 
@@ -228,4 +239,9 @@ def as_markdown(figures: dict[str, Any]) -> str:
         lines.append(f"| {title} | " + " | ".join(f"{found[key]:.4f}" for found in pictures.values()) + " | |")
     for key in ("precision", "recall"):
         lines.append(f"| {key} | " + " | ".join(f"{found[key]:.1%}" for found in pictures.values()) + " | |")
+    lines += ["", "| all but words right, by what is asked for | captions | " + " | ".join(titles) + f" | checker's own error, {smallest} |"]
+    lines.append("|---|---|" + "---|" * (1 + len(pictures)))
+    for kind, part in pictures[smallest]["by_kind"].items():
+        shares = " | ".join(f"{found['by_kind'][kind]['all_right']:.1%}" if kind in found["by_kind"] else "" for found in pictures.values())
+        lines.append(f"| {kind} | {part['captions']} | {shares} | {part['checker_error']:.1%} |")
     return "\n".join(lines) + "\n"

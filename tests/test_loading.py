@@ -85,6 +85,22 @@ def test_wrong_weights_are_refused_by_name_and_change_nothing(folder: Path, spoi
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_part_that_may_be_missing_stays_as_it_is_and_all_else_is_filled(tmp_path: Path) -> None:
+    plain = MODELS["decoder"][0](TINY.decoder)
+    save_model(tmp_path, plain, {})
+    fine = MODELS["decoder"][0](dataclasses.replace(TINY.decoder, unet=dataclasses.replace(TINY.decoder.unet, fine=8)))
+    before = {key: value.clone() for key, value in fine.state_dict().items()}
+    with pytest.raises(ValueError, match="lacks 'unet.refinement"):
+        load_weights(fine, tmp_path / "model.safetensors")
+    load_weights(fine, tmp_path / "model.safetensors", may_lack="unet.refinement.")
+    for key, value in fine.state_dict().items():
+        assert torch.equal(value, before[key] if "refinement" in key else plain.state_dict()[key])
+    part = load_file(tmp_path / "model.safetensors") | {"unet.refinement.conv_in.bias": before["unet.refinement.conv_in.bias"]}
+    save_file(part, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks 'unet.refinement"):  # all of it, or none
+        load_weights(fine, tmp_path / "model.safetensors", may_lack="unet.refinement.")
+
+
 @pytest.mark.parametrize("keep", [0, 5, 1000, -1])
 def test_a_cut_off_file_is_refused(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"

@@ -100,6 +100,10 @@ def test_evaluate_writes_what_it_prints(tiny_weights, tmp_path, capsys):
         assert all(0 <= share <= 1 for share in found["accuracy"].values()) and found["fid_floor"] >= 0
         assert found["accuracy"].keys() <= found["checker_error"].keys()
         assert f"CLIP score {found['clip_score']:.3f}, fid {found['fid']:.4f}" in text
+        assert sum(part["captions"] for part in found["by_kind"].values()) == 6
+        right = sum(part["captions"] * part["all_right"] for part in found["by_kind"].values()) / 6
+        assert right == pytest.approx(found["accuracy"]["all_right"])
+        assert all(f"captions: all right {part['all_right']:6.1%}" in text for part in found["by_kind"].values())
     table = report.as_markdown(figures)
     assert f"| colour right | {figures['pictures']['16']['accuracy']['colour']:.1%} | " in table and "the diffusion prior" in table
     for found in figures["clip"].values():

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from minunclip.config import TINY
-from minunclip.data.world import build_world, trim
+from minunclip.data.scenes import sample_scenes
+from minunclip.data.world import build_world, to_tensor, trim
+from minunclip.runs import Run
+from minunclip.stages import prepare, train
 
 SMALL = replace(TINY, world=replace(TINY.world, training_scenes=12, upsampler_scenes=20))
 
@@ -34,6 +37,21 @@ def test_every_other_scene_is_the_twin_of_the_one_before(tmp_path: Path) -> None
     same = [(one == other).all(axis=-1).mean() for one, other in zip(pictures, pictures[1:])]
     assert min(same[::2]) > 0.3 and np.mean(same[::2]) > 2 * np.mean(same[1::2])
     assert all((one != other).any() for one, other in zip(pictures[::2], pictures[1::2]))
+
+
+def test_rows_with_a_thing_inside_another_are_known_and_drawn_more_often_for_the_decoder(tmp_path: Path) -> None:
+    preset = replace(TINY, world=replace(TINY.world, training_scenes=400))
+    run = Run(preset, tmp_path, torch.device("cpu"))
+    assert [i // 2 for i in run.world.nested] == [i for i, scene in enumerate(sample_scenes(200, 0)) for _ in "ab" if scene.relation == "inside"]
+    train("clip", run, settings=replace(preset.training["clip"], steps=1))
+    batch = prepare("decoder", run)[2]
+    inside = to_tensor(run.world.small[run.world.nested].copy()).flatten(1)
+    shares = [np.mean([bool((inside == one).all(dim=1).any()) for one in batch(step)["images"].flatten(1)]) for step in range(20)]
+    assert min(shares) >= 5 / 16 and np.mean(shares) == pytest.approx(5 / 16 + 11 / 16 * len(inside) / 400, abs=0.05)
+    assert torch.equal(batch(3)["images"], prepare("decoder", run)[2](3)["images"])
+    drawn = batch(3)
+    rows = [int((to_tensor(np.array(run.world.small)).flatten(1) == one).all(dim=1).nonzero()[0]) for one in drawn["images"].flatten(1)]
+    assert np.array_equal(drawn["z_i"].numpy(), run.image_embeddings[rows])  # what goes with a picture came with it
 
 
 def test_padding_is_cut_and_a_token_0_within_a_caption_is_none() -> None:

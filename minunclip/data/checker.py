@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from minunclip.config import CheckerConfig
 from minunclip.data.captions import Report, caption, compare, parse
 from minunclip.data.render import render
-from minunclip.data.scenes import BACKGROUNDS, COLOURS, RADIUS, SHAPES, SIZES, TEXTURES, Scene, Thing, sample_scenes
+from minunclip.data.scenes import BACKGROUNDS, COLOURS, KINDS, RADIUS, SHAPES, SIZES, TEXTURES, Scene, Thing, kind_of, sample_scenes
 from minunclip.data.world import to_tensor
 from minunclip.evaluation import accuracy
 from minunclip.models.upsampler import blur, gaussian_kernels, resize
@@ -140,13 +140,14 @@ def matches(image: Tensor, text: str, reader: SceneReader) -> Report:
     return compare(parse(text), reader.read(image[None])[0])
 
 
-def reader_error(reader: SceneReader, count: int, seed: int, size: int) -> dict[str, float]:
+def reader_error(reader: SceneReader, count: int, seed: int, size: int, kind: str | None = None) -> dict[str, float]:
     """The reader's own error on drawn scenes of the held-out split and their full captions: the share of mentions of each attribute that
     it gets wrong, where the picture is right; under "all_right", the share of pictures with any such error. Use a seed it was not trained with.
+    Of `count` scenes all are read, or those of one of `scenes.KINDS` alone.
     """
-    scenes = sample_scenes(count, seed, held_out=True)
+    scenes = [scene for scene in sample_scenes(count, seed, held_out=True) if kind in (None, kind_of(scene))]
     rng = np.random.default_rng([seed, 9])
-    parts = [scenes[i : i + CHUNK] for i in range(0, count, CHUNK)]
+    parts = [scenes[i : i + CHUNK] for i in range(0, len(scenes), CHUNK)]
     seen = [scene for part in parts for scene in reader.read(to_tensor(render(part, size)))]
     reports = [compare(parse(caption(scene, "full", rng)), read) for scene, read in zip(scenes, seen)]
     return {attribute: 1 - share for attribute, share in accuracy(reports).items()}
@@ -226,7 +227,7 @@ def reader_scenes(count: int, seed: int) -> list[Scene]:
         return sample_scenes(count - count // 2, seed) + sample_scenes(count // 2, seed, held_out=True)
 
     words = [scene for scene in sample_scenes(2 * count, seed + 1) if scene.word]
-    return drawn(count, seed) + words + [scene for scene in drawn(6 * count, seed + 3) if scene.relation == "inside"]
+    return drawn(count, seed) + words + [scene for scene in drawn(6 * count, seed + 3) if kind_of(scene) == KINDS[3]]
 
 
 def reader_batches(scenes: list[Scene], batch_size: int, seed: int) -> Callable[[int], dict[str, Tensor]]:

@@ -38,6 +38,7 @@ BACKGROUNDS = {
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below", "inside")
+KINDS = ("one thing", "things alike", "two side by side", "one inside another")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 POSITIONS = {  # column and row of a three by three grid
     "top left": (0, 0),
@@ -196,9 +197,11 @@ def sample_scenes(count: int, seed: int, held_out: bool = False) -> list[Scene]:
     return [sample_scene(rng, held_out) for _ in range(count)]
 
 
-def nested_in(scenes: list[Scene]) -> np.ndarray:
-    """The places of those scenes in which one thing lies inside another: the rarest kind, and the hardest to draw."""
-    return np.flatnonzero([scene.relation == "inside" for scene in scenes])
+def kind_of(scene: Scene) -> str:
+    """Which of KINDS a scene is. The last is the rarest, one of fourteen, and the hardest to draw."""
+    if scene.relation is None:
+        return KINDS[0] if len(scene.things) == 1 else KINDS[1]
+    return KINDS[3] if scene.relation == "inside" else KINDS[2]
 
 
 def holds(relation: str, first: Thing, second: Thing) -> bool:
