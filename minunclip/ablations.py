@@ -146,6 +146,7 @@ def decoder_choices(
         "caption never shown": (replace(own, caption_drop=1.0), short),
         "text transformer from scratch": (replace(own, text_start="scratch"), short),
         "z_i not whitened": (replace(own, whiten=False), short),
+        "no convolutions on single pixels": (replace(own, unet=replace(own.unet, fine=0)), short),
         "no moving average": (own, replace(short, ema_decay=0.0)),
     }
     for k, (name, (config, training)) in enumerate(cases.items()):

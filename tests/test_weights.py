@@ -1,5 +1,7 @@
 """The weights that ship: small, described, and able to draw what a caption says."""
 
+from dataclasses import replace
+
 import pytest
 
 from minunclip.cli import WEIGHTS, main
@@ -20,11 +22,17 @@ def model():
 
 def test_they_are_small_and_each_has_a_card():
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 40e6
+    makefile = (WEIGHTS.parents[1] / "Makefile").read_text()
     for stage in STAGES + BASELINES:
         card = (WEIGHTS / stage / "card.md").read_text()
-        preset = "cpu" if stage in ("clip", "upsampler2", "checker") else "long"
-        settings = PRESETS[preset].training[stage]
-        assert f"`minunclip train {stage} --preset {preset} --seed 0 --steps {settings.steps} --batch_size {settings.batch_size} " in card
+        if stage == "decoder":  # trained further
+            command = f"minunclip train {stage} --preset cpu --seed 0 --steps 3600 --batch_size 128 --learning_rate 0.0005"
+            assert command.replace("--seed 0", "--init data/weights --out runs/further") in makefile
+        else:
+            preset = "cpu" if stage in ("clip", "upsampler2", "checker") else "long"
+            settings = PRESETS[preset].training[stage]
+            command = f"minunclip train {stage} --preset {preset} --seed 0 --steps {settings.steps} --batch_size {settings.batch_size}"
+        assert f"`{command} " in card
         assert all(f"| {fact} |" in card for fact in ("commit", "machine", "seconds", "seed")) and "captioned world" in card
         assert not [file for file in (WEIGHTS / stage).iterdir() if file.suffix not in (".safetensors", ".json", ".md", ".png")]
 
@@ -34,7 +42,8 @@ def test_they_are_of_the_cpu_preset(model):
     for stage, config in zip(STAGES, configs):
         if stage != "ar-prior":  # it keeps as many components as its data needs
             assert model.models[stage].config == config
-    assert (model.models["glide"].config, model.models["dalle-vae"].config, model.models["dalle"].config) == (CPU.glide, CPU.dalle.vae, CPU.dalle)
+    glide = replace(CPU.glide, unet=replace(CPU.glide.unet, fine=0))  # trained before the decoder's net saw single pixels, and not since
+    assert (model.models["glide"].config, model.models["dalle-vae"].config, model.models["dalle"].config) == (glide, CPU.dalle.vae, CPU.dalle)
 
 
 def test_clip_finds_the_caption_of_a_picture_it_has_never_seen(model):
