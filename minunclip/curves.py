@@ -1,8 +1,9 @@
 """What a training of each stage should look like, and what is off when it looks otherwise: the bands of `data/expected`, held against a log.
 
 `benchmarks/expected.py` trains what the bands come from: the `course` preset, three seeds. A diagnosis reads the curves alone, as a teacher would who
-looks over a student's shoulder; it is tested on runs that were broken on purpose. Two faults leave no trace in so short a log, and are not found: a decoder
-without latent scale (it adds noise to pictures, and its first layer learns any scale of the embedding), and a prior that never dropped its caption.
+looks over a student's shoulder; it is tested on runs that were broken on purpose. Three faults leave no trace in so short a log, and are not found: a decoder
+without latent scale (it adds noise to pictures, and its first layer learns any scale of the embedding), a prior that never dropped its caption, and a
+decoder that never dropped what it is told.
 """
 
 import json
@@ -99,7 +100,7 @@ def diagnose(log: Log, stage: str) -> tuple[str, str]:
             "no latent scale",
             "the loss is far too low from the first step on, since the numbers to predict are: multiply embeddings by the root of their dimension",
         )
-    if worth != "unknown" and run.values("worth")[1][-1] < 0:
+    if worth != "unknown" and untold != "above" and run.values("worth")[1][-1] < 0:
         return "always dropped", "the model does better without the condition than with it: in training it was dropped every time, and so never learned"
     if "above" in (worth, untold) and told != "above":
         return "never dropped", "without the condition the model is lost: in training it was never dropped, so guidance has no answer to start from"
