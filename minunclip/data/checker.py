@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from minunclip.config import CheckerConfig
 from minunclip.data.captions import Report, caption, compare, parse
 from minunclip.data.render import render
-from minunclip.data.scenes import BACKGROUNDS, COLOURS, KINDS, RADIUS, SHAPES, SIZES, TEXTURES, Scene, Thing, kind_of, sample_scenes
+from minunclip.data.scenes import BACKGROUNDS, COLOURS, NESTED, RADIUS, SHAPES, SIZES, TEXTURES, Scene, Thing, kind_of, sample_scenes
 from minunclip.data.world import to_tensor
 from minunclip.evaluation import accuracy
 from minunclip.models.upsampler import blur, gaussian_kernels, resize
@@ -227,7 +227,7 @@ def reader_scenes(count: int, seed: int) -> list[Scene]:
         return sample_scenes(count - count // 2, seed) + sample_scenes(count // 2, seed, held_out=True)
 
     words = [scene for scene in sample_scenes(2 * count, seed + 1) if scene.word]
-    return drawn(count, seed) + words + [scene for scene in drawn(6 * count, seed + 3) if kind_of(scene) == KINDS[3]]
+    return drawn(count, seed) + words + [scene for scene in drawn(6 * count, seed + 3) if kind_of(scene) == NESTED]
 
 
 def reader_batches(scenes: list[Scene], batch_size: int, seed: int) -> Callable[[int], dict[str, Tensor]]:

@@ -38,7 +38,8 @@ BACKGROUNDS = {
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below", "inside")
-KINDS = ("one thing", "things alike", "two side by side", "one inside another")
+NESTED = "one inside another"
+KINDS = ("one thing", "things alike", "two side by side", NESTED)
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 POSITIONS = {  # column and row of a three by three grid
     "top left": (0, 0),
@@ -201,7 +202,7 @@ def kind_of(scene: Scene) -> str:
     """Which of KINDS a scene is. The last is the rarest, one of fourteen, and the hardest to draw."""
     if scene.relation is None:
         return KINDS[0] if len(scene.things) == 1 else KINDS[1]
-    return KINDS[3] if scene.relation == "inside" else KINDS[2]
+    return NESTED if scene.relation == "inside" else KINDS[2]
 
 
 def holds(relation: str, first: Thing, second: Thing) -> bool:

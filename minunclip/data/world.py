@@ -19,7 +19,7 @@ from torch import Tensor
 from minunclip.config import Preset
 from minunclip.data.captions import LEVELS, caption
 from minunclip.data.render import render
-from minunclip.data.scenes import KINDS, kind_of, sample_scenes, twin
+from minunclip.data.scenes import NESTED, kind_of, sample_scenes, twin
 from minunclip.data.streams import VIEWS, Streamed, load_streams
 from minunclip.data.tokenizer import Tokenizer
 
@@ -107,7 +107,7 @@ def build_world(preset: Preset, folder: Path, seed: int = 0, tokenizer: Tokenize
             "pictures": render(scenes, preset.clip.image_size),
             "small": render(scenes, preset.decoder.image_size),
             "captions": rearrange(tokens, "(n k) l -> n k l", k=len(LEVELS)).numpy().astype(np.uint16),
-            "nested": np.flatnonzero([kind_of(scene) == KINDS[3] for scene in scenes]),
+            "nested": np.flatnonzero([kind_of(scene) == NESTED for scene in scenes]),
         }
         others = sample_scenes(config.upsampler_scenes, seed + 1)
         arrays["middle"] = render(others, preset.upsampler1.high_size)
