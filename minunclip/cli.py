@@ -41,7 +41,7 @@ from minunclip.hub import push as push_folder
 from minunclip.loading import MODELS, read_json
 from minunclip.models.clip import CLIP
 from minunclip.packing import pack as pack_run
-from minunclip.pipeline import GUIDANCE, UPSAMPLERS, PriorName, UnCLIP, hashes, weights_id
+from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, UPSAMPLERS, PriorName, UnCLIP, hashes, weights_id
 from minunclip.plots import picture_grid, stages_figure, table_figure
 from minunclip.runs import Run, adopt_clip, on_clip, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
@@ -189,6 +189,7 @@ def sample(
     size: int | None = None,
     prior: PriorName = "diffusion",
     guidance: float = GUIDANCE,
+    prior_guidance: float = PRIOR_GUIDANCE,
     weights: str = str(WEIGHTS),
     device: Device = "auto",
     blocklist: str | None = None,
@@ -210,12 +211,12 @@ def sample(
     warn(model, captions)
     texts = [text for text in captions for _ in range(count)]
     seeds = [seed + i for _ in captions for i in range(count)]
-    pictures = list(model.generate(texts, prior, seeds, size, guidance).pictures.values())[-1]
+    pictures = list(model.generate(texts, prior, seeds, size, guidance, prior_guidance).pictures.values())[-1]
     if signature:
         pictures = np.stack([sign(picture) for picture in pictures])
     diffusion = model.models["decoder"].config.diffusion
-    facts: dict[str, object] = {"prior": prior, "guidance": guidance, "sampler": f"{diffusion.sampler}, {diffusion.sampling_steps} steps"}
-    facts["weights"] = weights_id(Path(weights))
+    facts: dict[str, object] = {"prior": prior, "guidance": guidance, "prior_guidance": prior_guidance}
+    facts |= {"sampler": f"{diffusion.sampler}, {diffusion.sampling_steps} steps", "weights": weights_id(Path(weights))}
     for i, (text, number, picture) in enumerate(zip(texts, seeds, pictures)):
         name = path if len(texts) == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
         save_picture(name, picture, {"prompt": text, "seed": number, **facts})
@@ -246,7 +247,7 @@ def demo(
     last = pictures[max(pictures)]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"prompt": prompt, "seed": seed, "prior": prior, "guidance": guidance, "weights": weights_id(Path(weights))}
+    facts = {"prompt": prompt, "seed": seed, "prior": prior, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE, "weights": weights_id(Path(weights))}
     save_picture(folder / f"{slug(prompt)}.png", last, facts)
     strip = folder / f"{slug(prompt)}-stages.png"
     stages_figure(strip, prompt, drawn.candidates[0].tolist(), frames, pictures)

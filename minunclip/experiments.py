@@ -30,7 +30,7 @@ from minunclip.models.autoregressive_prior import fit_pca
 from minunclip.models.clip import zero_shot
 from minunclip.models.decoder import sample_decoder
 from minunclip.models.diffusion_prior import prior_errors, sample_prior
-from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP
+from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP
 
 Table = dict[str, dict[str, float]]  # by row, then by column
 BATCH = 50  # pictures that are drawn at once
@@ -171,7 +171,7 @@ def candidates(model: UnCLIP, count: int = 200, numbers: Sequence[int] = (1, 2, 
     truth = model.embed(to_tensor(render([scene for scene, _ in pairs], model.models["clip"].config.image_size)))
     table = {}
     for number in numbers:
-        z_i = sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, range(count), candidates=number)[0]
+        z_i = sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, range(count), guidance=PRIOR_GUIDANCE, candidates=number)[0]
         right = _right(model, model.decode(z_i, text, range(count)), texts)["all_right"]
         table[f"best of {number}"] = {"cosine": float((z_i * truth).sum(dim=1).mean()), "FID of z_i": frechet_distance(truth, z_i), "all_right": right}
     return table

@@ -23,7 +23,7 @@ from minunclip.diffusion import Prediction, SeededNoise, make_schedule, sample, 
 from minunclip.models.clip import CLIP
 from minunclip.models.diffusion_prior import LATENT_CLIP, LatentScale
 from minunclip.models.upsampler import Upsampler, degrade_blur, resize
-from minunclip.pipeline import GUIDANCE, UnCLIP
+from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, UnCLIP
 
 TOLERANCE = 1e-4  # the largest difference from PyTorch that is let through
 OPSET = 17
@@ -185,6 +185,7 @@ def export_onnx(model: UnCLIP, folder: Path) -> dict[str, float]:
         "latent_scale": LatentScale.for_dim(clip.embedding_dim).factor,
         "candidates": prior.candidates,
         "guidance": GUIDANCE,
+        "prior_guidance": PRIOR_GUIDANCE,
         "models": {},
     }
     differences = {}
@@ -212,7 +213,7 @@ def export_onnx(model: UnCLIP, folder: Path) -> dict[str, float]:
     return differences
 
 
-def draw(folder: Path, captions: Sequence[str], seeds: Sequence[int], guidance: float = GUIDANCE) -> list[np.ndarray]:
+def draw(folder: Path, captions: Sequence[str], seeds: Sequence[int], guidance: float = GUIDANCE, prior_guidance: float = PRIOR_GUIDANCE) -> list[np.ndarray]:
     """Pictures of an exported chain, by NumPy and onnxruntime alone: float32 (B, 3, S, S) in [-1, 1], of the decoder and of both upsamplers.
 
     Noise and seeds are those of `UnCLIP.generate`, so the pictures are the same.
@@ -223,15 +224,15 @@ def draw(folder: Path, captions: Sequence[str], seeds: Sequence[int], guidance: 
     def noise(stage: int, *shape: int) -> np.ndarray:
         return SeededNoise([4 * seed + stage for seed in seeds])(shape).numpy()
 
-    def descend(name: str, x_t: np.ndarray, told: Mapping[str, np.ndarray], untold: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-        """From noise to data. `untold`, if given: the same inputs without the condition, for guidance."""
+    def descend(name: str, x_t: np.ndarray, told: Mapping[str, np.ndarray], untold: Mapping[str, np.ndarray] | None = None, scale: float = 1.0) -> np.ndarray:
+        """From noise to data. `untold`: the same inputs without the condition, for guidance by `scale`."""
         bound, previous = manifest["models"][name]["bound"], 0 * x_t
         for row in manifest["models"][name]["steps"]:
             feed = {"x_t": x_t, "timestep": np.full(len(x_t), row["timestep"], np.int64)}
             output = sessions[name].run(None, {**feed, **told})[0]
-            if untold is not None:
+            if untold is not None and scale != 1:
                 without = sessions[name].run(None, {**feed, **untold})[0]
-                output = without + guidance * (output - without)
+                output = without + scale * (output - without)
             x_0 = (row["from_x_t"] * x_t + row["from_output"] * output[:, : x_t.shape[1]]).clip(-bound, bound).astype(np.float32)
             x_t = (row["keep"] * x_t + row["add"] * x_0 + row["previous"] * previous).astype(np.float32)
             previous = x_0
@@ -242,16 +243,18 @@ def draw(folder: Path, captions: Sequence[str], seeds: Sequence[int], guidance: 
     encoded, z_t = sessions["clip-text"].run(None, {"tokens": tokens, "mask": mask})
 
     # the prior: several candidates a caption, of which the one nearest to z_t is kept
-    text = {"encoded_text": encoded, "text_mask": mask, "text_embedding": z_t, "drop": np.zeros(batch, bool)}
+    text = {"encoded_text": encoded, "text_mask": mask, "text_embedding": z_t}
+    text = {name: value.repeat(candidates, axis=0) for name, value in text.items()}
+    told, untold = ({**text, "drop": np.full(batch * candidates, drop)} for drop in (False, True))
     drawn = noise(0, candidates, z_t.shape[1]).reshape(-1, z_t.shape[1])
-    z_i = descend("prior", drawn, {name: value.repeat(candidates, axis=0) for name, value in text.items()}).reshape(batch, candidates, -1)
+    z_i = descend("prior", drawn, told, untold, prior_guidance).reshape(batch, candidates, -1)
     z_i = z_i / np.linalg.norm(z_i, axis=2, keepdims=True)
     best = z_i[np.arange(batch), (z_i * z_t[:, None]).sum(axis=2).argmax(axis=1)]
 
     condition = {"image_embedding": manifest["latent_scale"] * best, "tokens": tokens, "mask": mask}
     told, untold = ({**condition, "drop_embedding": np.full(batch, drop), "drop_caption": np.full(batch, drop)} for drop in (False, True))
     shape = [manifest["models"][name]["inputs"]["x_t"]["shape"][1:] for name in ("decoder", "upsampler1", "upsampler2")]
-    pictures = [descend("decoder", noise(1, *shape[0]), told, None if guidance == 1 else untold)]
+    pictures = [descend("decoder", noise(1, *shape[0]), told, untold, guidance)]
     for number, name in enumerate(("upsampler1", "upsampler2")):
         pictures.append(descend(name, noise(2 + number, *shape[1 + number]), {"low_resolution": pictures[-1]}))
     return pictures

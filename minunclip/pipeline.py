@@ -30,6 +30,7 @@ from minunclip.training import save_model
 
 ENTRY = 25  # where pictures enter inversion: noise of 0.05, about the decoder's error on a clean picture; see `diffusion.invert_ddim`
 GUIDANCE = 2.0  # of the decoder
+PRIOR_GUIDANCE = 1.5  # of the priors
 OPTIONAL = ("ar-prior", "checker", *BASELINES)  # stages without which pictures can be drawn
 TOGETHER = 4  # pictures that are upsampled at once: more take memory and are no faster
 UPSAMPLERS: tuple[Literal["upsampler1", "upsampler2"], ...] = ("upsampler1", "upsampler2")
@@ -147,7 +148,7 @@ class UnCLIP:
         return Text(tokens, mask, *clip.text_features(tokens, mask))
 
     @_drawing
-    def draw_embeddings(self, text: Text, prior: PriorName, seeds: Sequence[int], guidance: float = 1.0) -> tuple[Tensor, Tensor]:
+    def draw_embeddings(self, text: Text, prior: PriorName, seeds: Sequence[int], guidance: float = PRIOR_GUIDANCE) -> tuple[Tensor, Tensor]:
         """z_i (B, d), unit-norm, from one of the priors, and the z_i . z_t of its candidates, (B, 2), or (B, 1) for the autoregressive one."""
         if prior not in get_args(PriorName):
             raise ValueError(f"prior {prior!r} is not one of {', '.join(get_args(PriorName))}")
@@ -219,7 +220,7 @@ class UnCLIP:
         seed: int | Sequence[int] = 0,
         size: int | None = None,
         guidance: float = GUIDANCE,
-        prior_guidance: float = 1.0,
+        prior_guidance: float = PRIOR_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Generated:
         """Pictures for captions. `seed`: one for each caption, or one for all; a picture depends on its own alone, not on its batch.

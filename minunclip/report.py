@@ -19,7 +19,7 @@ from minunclip.data.render import render
 from minunclip.data.scenes import COLOURS, KINDS, OPPOSITE, SHAPES, SIZES, TEXTURES, Scene, kind_of, sample_scenes
 from minunclip.data.world import HELD_OUT_SEED, to_tensor, to_uint8
 from minunclip.evaluation import accuracy, frechet_distance, held_out_captions, precision_recall, retrieval
-from minunclip.pipeline import GUIDANCE, PriorName, UnCLIP
+from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP
 
 BATCH = 50  # pictures that are drawn at once
 COSINES = {
@@ -149,7 +149,7 @@ def evaluate(
         raise ValueError("these weights have no checker, which evaluation needs: train and pack the stage checker")
     pairs = held_out_captions(count) if captions is None else None
     texts = list(captions or ()) if pairs is None else [text for _, text in pairs]
-    figures: dict[str, Any] = {"captions": len(texts), "seed": seed, "prior": prior, "guidance": guidance}
+    figures: dict[str, Any] = {"captions": len(texts), "seed": seed, "prior": prior, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE}
     if pairs is not None:
         figures |= {"clip": clip_figures(model), "binding": binding(model), "probe": probe(model), "prior_cosine": prior_figures(model, pairs, seed)}
         progress("CLIP and priors measured")

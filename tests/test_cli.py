@@ -108,7 +108,8 @@ def test_strange_captions_are_drawn_and_warned_of(tiny_weights: Path, tmp_path: 
 def test_a_picture_names_all_the_weights_it_came_from(copy: Path, tmp_path: Path) -> None:
     assert main(["sample", "🐘 star", "--seed", "3", "--size", "16", "--weights", str(copy), "--out", str(tmp_path / "x.png")]) == 0
     facts = Image.open(tmp_path / "x.png").text
-    assert facts == {"prompt": "🐘 star", "seed": "3", "prior": "diffusion", "guidance": "2.0", "sampler": "dpm, 8 steps", "weights": weights_id(copy)}
+    drawn = {"prior": "diffusion", "guidance": "2.0", "prior_guidance": "1.5", "sampler": "dpm, 8 steps"}
+    assert facts == {"prompt": "🐘 star", "seed": "3", **drawn, "weights": weights_id(copy)}
     assert hashes(copy)["clip"] == hashlib.sha256((copy / "clip" / "model.safetensors").read_bytes()).hexdigest()
     others = weights_id(copy, without=["clip"])
     (copy / "clip" / "model.safetensors").write_bytes(b"other")

@@ -74,8 +74,9 @@ def test_graphs_take_any_batch_and_any_length(model: UnCLIP, exported: Path) -> 
 
 def test_the_chain_draws_the_same_picture(model: UnCLIP, exported: Path) -> None:
     seeds = [5, 6, 7]
-    for guidance in (1.0, 2.0):
-        ours, theirs = model.generate(CAPTIONS, seed=seeds, guidance=guidance).pictures, export.draw(exported, CAPTIONS, seeds, guidance)
+    for guidance, prior_guidance in ((1.0, 1.0), (2.0, 1.5), (1.0, 3.0)):
+        ours = model.generate(CAPTIONS, seed=seeds, guidance=guidance, prior_guidance=prior_guidance).pictures
+        theirs = export.draw(exported, CAPTIONS, seeds, guidance, prior_guidance)
         for expected, found in zip(ours.values(), theirs, strict=True):
             pixels = ((found.transpose(0, 2, 3, 1) + 1) * 127.5).round()
             assert expected.std() > 10 and np.abs(pixels - expected).max() <= 1
