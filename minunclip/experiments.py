@@ -9,7 +9,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -163,18 +163,30 @@ def importance_of_the_prior(model: UnCLIP, count: int = 200, copies: int = 2, se
     return table
 
 
-def candidates(model: UnCLIP, count: int = 200, numbers: Sequence[int] = (1, 2, 4, 8), seed: int = 14) -> Table:
-    """Section 2.2: how many embeddings the prior draws, of which the one with the highest z_i . z_t is kept; the paper: two."""
+def _answers(model: UnCLIP, count: int, seed: int, cases: dict[str, dict[str, Any]]) -> Table:
+    """The prior's z_i with the options of each case: beside the true ones, beside a second draw for the same caption, and as the decoder's pictures."""
     pairs, prior = held_out_captions(count, HELD_OUT_SEED + seed), model.models["prior"]
     texts = [text for _, text in pairs]
     text, schedule = model.read(texts), make_schedule(prior.config.diffusion.schedule, prior.config.diffusion.steps)
     truth = model.embed(to_tensor(render([scene for scene, _ in pairs], model.models["clip"].config.image_size)))
     table = {}
-    for number in numbers:
-        z_i = sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, range(count), guidance=PRIOR_GUIDANCE, candidates=number)[0]
-        right = _right(model, model.decode(z_i, text, range(count)), texts)["all_right"]
-        table[f"best of {number}"] = {"cosine": float((z_i * truth).sum(dim=1).mean()), "FID of z_i": frechet_distance(truth, z_i), "all_right": right}
+    for name, options in cases.items():
+        z_i, again = (sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, range(k, k + count), **options)[0] for k in (0, count))
+        row = {"cosine": float((z_i * truth).sum(dim=1).mean()), "FID of z_i": frechet_distance(truth, z_i)}
+        row["diversity"] = diversity(torch.stack([z_i, again], dim=1))
+        right = _right(model, model.decode(z_i, text, range(count)), texts)
+        table[name] = row | {key: right[key] for key in ("shape", "all_right")}
     return table
+
+
+def candidates(model: UnCLIP, count: int = 200, numbers: Sequence[int] = (1, 2, 4, 8), seed: int = 14) -> Table:
+    """Section 2.2: how many embeddings the prior draws, of which the one with the highest z_i . z_t is kept; the paper: two."""
+    return _answers(model, count, seed, {f"best of {number}": {"candidates": number, "guidance": PRIOR_GUIDANCE} for number in numbers})
+
+
+def prior_guidance(model: UnCLIP, count: int = 200, scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 5.0), seed: int = 15) -> Table:
+    """Section 2.2: the prior's own guidance, for which it was trained without its caption in 10 % of the examples; the decoder's stays what it is."""
+    return _answers(model, count, seed, {f"guidance {scale:g}": {"guidance": scale} for scale in scales})
 
 
 Draw = Callable[[Sequence[str], Sequence[int], float], Tensor]  # captions, seeds, guidance to small pictures (B, 3, S, S) in [-1, 1]
@@ -324,6 +336,7 @@ EXPERIMENTS: dict[str, Callable[..., Table]] = {
         principal_components,
         importance_of_the_prior,
         candidates,
+        prior_guidance,
         compared,
         guidance_sweep,
         aesthetic,

@@ -133,6 +133,13 @@ def test_more_candidates_agree_better_with_the_caption(model, monkeypatch):
     assert kept[1].mean() > kept[0].mean()
 
 
+def test_guidance_of_the_prior_is_swept(model):
+    table = experiments.prior_guidance(model, count=5, scales=(1.0, 4.0))
+    assert list(table) == ["guidance 1", "guidance 4"]
+    assert all(0 < row["diversity"] < 2 and 0 <= row["all_right"] <= 1 for row in table.values())
+    assert table["guidance 1"]["cosine"] != table["guidance 4"]["cosine"]
+
+
 def test_the_probe_judges_every_guided_system(model):
     table = experiments.aesthetic(model, count=6, scales=(1.0, 3.0))
     assert list(table)[1:] == [f"{name}, guidance {scale}" for name in experiments.GUIDED for scale in (1, 3)]
