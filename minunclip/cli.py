@@ -34,14 +34,14 @@ from minunclip.data.world import load_world, to_tensor, to_uint8
 from minunclip.distributed import first_one_then_all, ranks
 from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
-from minunclip.experiments import EXPERIMENTS, as_markdown, over_seeds
+from minunclip.experiments import EXPERIMENTS, as_markdown, over_seeds, unused
 from minunclip.export import export_onnx
 from minunclip.hub import local_folder
 from minunclip.hub import push as push_folder
 from minunclip.loading import MODELS, read_json
 from minunclip.models.clip import CLIP
 from minunclip.packing import pack as pack_run
-from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, UPSAMPLERS, PriorName, UnCLIP, hashes, weights_id
+from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP, hashes, weights_id
 from minunclip.plots import picture_grid, stages_figure, table_figure
 from minunclip.runs import Run, adopt_clip, on_clip, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
@@ -299,7 +299,7 @@ def evaluate(
         first.extend(pictures[: SAMPLES - len(first)])
 
     figures = report.evaluate(model, texts, count, seed, size, prior, guidance, enlarged, lambda line: print(line, file=sys.stderr, flush=True), look)
-    figures["weights"] = weights_id(Path(weights))
+    figures["weights"] = weights_id(Path(weights), without=BASELINES)
     if json is not None:
         write_atomically(Path(json), lambda path: path.write_text(dumps(figures, indent=1)))
     if samples is not None:
@@ -322,8 +322,8 @@ def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str =
         raise ValueError(f"seeds is {seeds}: use 1 or more")
     require_folder("out", None if out is None else f"{out}/{name}.json")
     model = UnCLIP.from_pretrained(weights, pick_device(device))
-    used = weights_id(Path(weights), without=UPSAMPLERS)  # experiments judge pictures of the decoder's size
     for one in known if name == "all" else [name]:
+        used = weights_id(Path(weights), without=unused(one))
         file = None if out is None else Path(out) / f"{one}.json"
         figures = read_json(file) if name == "all" and file is not None and file.exists() else {}
         done = (figures.get("weights"), figures.get("seeds")) == (used, seeds)
@@ -370,7 +370,7 @@ def push(folder: str, name: str, figures: str | None = None, private: bool = Fal
     tables = ""
     if figures is not None:
         found = read_json(Path(figures), "write it with `minunclip evaluate --json`")
-        if found.get("weights") != weights_id(Path(folder)):
+        if found.get("weights") != weights_id(Path(folder), without=BASELINES):
             raise ValueError(f"{figures} has the figures of other weights than those in {folder}: evaluate these")
         tables = report.as_markdown(found)
     UnCLIP.from_pretrained(folder)  # whole, and made for one another

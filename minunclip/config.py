@@ -239,7 +239,7 @@ TINY = Preset(
         vocabulary_size=512,
         context_length=32,
         text=TransformerConfig(32, 2, 2),
-        unet=UNetConfig(32, (1, 2), 1, (4,), 16, patch_size=2),
+        unet=UNetConfig(32, (1, 2), 1, (4,), 16, patch_size=2, fine=4),
         diffusion=DiffusionConfig("cosine", "v", False, "dpm", 8),
         text_start="clip",
     ),

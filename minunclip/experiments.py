@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from minunclip.aesthetics import fit_probe, simulated_ratings, taste
 from minunclip.baselines.dalle import sample_dalle
+from minunclip.config import BASELINES
 from minunclip.data.captions import caption, compare, parse
 from minunclip.data.render import render
 from minunclip.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, edit, sample_scenes
@@ -30,7 +31,7 @@ from minunclip.models.autoregressive_prior import fit_pca
 from minunclip.models.clip import zero_shot
 from minunclip.models.decoder import sample_decoder
 from minunclip.models.diffusion_prior import prior_errors, sample_prior
-from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP
+from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, UPSAMPLERS, PriorName, UnCLIP
 
 Table = dict[str, dict[str, float]]  # by row, then by column
 BATCH = 50  # pictures that are drawn at once
@@ -343,6 +344,11 @@ EXPERIMENTS: dict[str, Callable[..., Table]] = {
         samplers,
     )
 }
+
+
+def unused(name: str) -> tuple[str, ...]:
+    """Stages that an experiment does without, so that what it found holds when they are trained anew. All judge pictures of the decoder's size."""
+    return UPSAMPLERS if name in ("compared", "guidance-sweep", "aesthetic") else (*UPSAMPLERS, *BASELINES)
 
 
 def over_seeds(function: Callable[..., Table], model: UnCLIP, count: int) -> Table:

@@ -1,3 +1,4 @@
+import inspect
 import json
 import math
 from pathlib import Path
@@ -190,6 +191,12 @@ def test_all_goes_on_where_it_stopped(tiny_weights, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize("wrong", [["levitation"], ["typographic", "--seeds", "0"], ["typographic", "--out", "nowhere/at/all"]])
 def test_a_bad_experiment_is_refused_in_a_line(wrong, capsys):
     assert main(["experiment", *wrong]) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_experiment_without_the_other_systems_holds_when_they_are_trained_anew():
+    for name, function in experiments.EXPERIMENTS.items():
+        assert ("systems(model)" in inspect.getsource(function)) == ("glide" not in experiments.unused(name)), name
+    assert "glide" in experiments.unused("race") and "upsampler2" in experiments.unused("compared")
 
 
 def test_the_readme_asks_the_question_of_every_experiment():
