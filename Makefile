@@ -44,7 +44,7 @@ weights-further: .venv/ready  # what ships: the decoder that weights-gpu has lef
 
 evaluate: .venv/ready
 	mkdir -p results
-	$(BIN)/minunclip evaluate --json results/evaluation.json --samples results/samples.png
+	$(BIN)/minunclip evaluate --enlarged 1000 --json results/evaluation.json --samples results/samples.png
 
 results: .venv/ready
 	mkdir -p results

@@ -231,7 +231,7 @@ def slug(text: str) -> str:
 
 def demo(
     prompt: str = "a red circle above a blue square",
-    seed: int = 1,  # the first with which all of the caption comes out; README.md says with how many it does
+    seed: int = 0,  # README.md says with how many all of the caption comes out
     out: str = "out",
     prior: PriorName = "diffusion",
     guidance: float = GUIDANCE,
