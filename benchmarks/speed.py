@@ -1,9 +1,10 @@
 """How fast: sampling cold and warm, a training step of every stage, and the share of this machine's own matmul ceiling that each step reaches.
 
-    python benchmarks/speed.py [--preset cpu] [--run runs/cpu] [--weights data/weights] [--json FILE]
+    python benchmarks/speed.py [--preset cpu] [--run runs/bench] [--weights data/weights] [--json FILE]
 
 Run it on an idle machine. Step times are medians. The ceiling is the fastest of several square products in the precision that training uses,
-measured in the same run; operations are counted by torch's FlopCounterMode, forward and backward. Stages that need CLIP take that of --run.
+measured in the same run; operations are counted by torch's FlopCounterMode, forward and backward. Stages that need CLIP take that of --weights, or, of
+another preset, an untrained one, which is as fast (but the autoregressive prior may then keep another number of components).
 """
 
 import argparse
@@ -23,10 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minunclip.cli import WEIGHTS, pick_device
 from minunclip.config import PRESETS, STAGES
+from minunclip.loading import config_to_json
+from minunclip.models.clip import CLIP
 from minunclip.pipeline import UnCLIP
 from minunclip.runs import Run
 from minunclip.stages import prepare
-from minunclip.training import autocast, make_optimizers, suited, update_ema
+from minunclip.training import autocast, make_optimizers, save_model, suited, update_ema
 
 CAPTION = "a red circle above a blue square"
 
@@ -94,7 +97,7 @@ def table(figures: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cpu", choices=[name for name in PRESETS if name != "paper"])
-    parser.add_argument("--run", default="runs/cpu")
+    parser.add_argument("--run", default="runs/bench")
     parser.add_argument("--weights", default=str(WEIGHTS))
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json")
@@ -114,8 +117,11 @@ def main() -> None:
         print(f"{name}: {value:.2f} s")
 
     figures["training"] = {}
+    preset, clip = PRESETS[given.preset], model.models["clip"]
+    if not (Path(given.run) / "clip").exists():
+        save_model(Path(given.run) / "clip", clip if clip.config == preset.clip else CLIP(preset.clip), config_to_json(preset.clip))
     for stage in STAGES:
-        run = Run(PRESETS[given.preset], Path(given.run), device)
+        run = Run(preset, Path(given.run), device)
         found = figures["training"][stage] = training_step(stage, run, given.repeats)
         print(
             f"{stage}: {found['seconds']:.3f} s a step, {found['images_per_second']:,.0f} images/s, {found['share_of_ceiling']:.0%} of the matmul ceiling; "
