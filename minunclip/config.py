@@ -1,8 +1,8 @@
 """Every size and setting of unCLIP, as frozen dataclasses, and six presets side by side.
 
 Paper: Tab. 3 and App. C. A preset is literal: what you read here is what is built.
-`tiny` is for tests (seconds), `course` for a first look at every curve (a minute a stage), `cpu` trains the whole chain on two cores in
-under two hours, `long` is `cpu` trained further on a GPU, `gpu` fits one 24 GB card, `paper` has the paper's sizes and is only ever built on the meta device.
+`tiny` is for tests (seconds), `course` for a first look at every curve (a minute a stage), `cpu` trains the whole chain on two cores in two to three hours,
+`long` is `cpu` trained further on a GPU, `gpu` fits one 24 GB card, `paper` has the paper's sizes and is only ever built on the meta device.
 """
 
 from dataclasses import dataclass, replace
