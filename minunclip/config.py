@@ -334,13 +334,13 @@ CPU = Preset(
         "clip": TrainingConfig(steps=2500, batch_size=256, learning_rate=1e-3, optimizer="muon", beta2=0.98, weight_decay=0.1),
         "prior": TrainingConfig(steps=1500, batch_size=256, learning_rate=6e-4, weight_decay=0.06),
         "ar-prior": TrainingConfig(steps=1000, batch_size=128, learning_rate=6e-4, weight_decay=0.04),
-        "decoder": TrainingConfig(steps=9000, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1500),
+        "decoder": TrainingConfig(steps=4000, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1000),
         "upsampler1": TrainingConfig(steps=2000, batch_size=32, learning_rate=1e-3, optimizer="muon"),
         "upsampler2": TrainingConfig(steps=1500, batch_size=16, learning_rate=8e-4),
         "checker": TrainingConfig(steps=6000, batch_size=64, learning_rate=4e-3, warmup=600),
-        "glide": TrainingConfig(steps=9000, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1500),
-        "dalle-vae": TrainingConfig(steps=3000, batch_size=64, learning_rate=1e-3, sample_every=1000),
-        "dalle": TrainingConfig(steps=6000, batch_size=64, learning_rate=6e-4, weight_decay=0.1, beta2=0.95, sample_every=1500),
+        "glide": TrainingConfig(steps=4000, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1000),
+        "dalle-vae": TrainingConfig(steps=1500, batch_size=64, learning_rate=1e-3, sample_every=1000),
+        "dalle": TrainingConfig(steps=3000, batch_size=64, learning_rate=6e-4, weight_decay=0.1, beta2=0.95, sample_every=1000),
     },
 )
 

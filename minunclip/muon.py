@@ -18,7 +18,7 @@ def bf16_is_fast(device: torch.device) -> bool:
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrices (k, n, m) whose singular values are all about 1 (0.7 to 1.2), by Newton-Schulz iteration, in bf16 where that is fast.
+    """The nearest matrices (..., n, m) whose singular values are all about 1 (0.7 to 1.2), by Newton-Schulz iteration, in bf16 where that is fast.
 
     Their singular directions stay the same.
     """
@@ -27,9 +27,11 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     x = (matrices.mT if tall else matrices).to(torch.bfloat16 if bf16_is_fast(matrices.device) else torch.float32)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        # X <- a X + b (X X^T) X + c (X X^T)^2 X
+        # X <- (a I + b S + c S^2) X with S = X X^T
         square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        polynomial = (square @ square).mul_(c).add_(square, alpha=b)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        x = polynomial @ x
     return (x.mT if tall else x).to(matrices.dtype)
 
 
@@ -52,7 +54,8 @@ class Muon(torch.optim.Optimizer):
                 averages = [self.state[parameter].setdefault("average", torch.zeros_like(parameter)) for parameter in parameters]
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-                directions = orthogonalize(torch.stack([matrix.flatten(1) for matrix in ahead]))
+                matrices = [matrix.flatten(1) for matrix in ahead]
+                directions = orthogonalize(torch.stack(matrices)) if len(matrices) > 1 else orthogonalize(matrices[0])[None]
                 # an AdamW step has an RMS of about 0.2; that of an orthogonal (n, m) is 1 / sqrt(max(n, m))
                 length = 0.2 * max(directions.shape[1:]) ** 0.5
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
