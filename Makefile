@@ -32,9 +32,12 @@ weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu
 	$(BIN)/minunclip pack runs/cpu data/weights
 
-weights-gpu: .venv/ready  # what ships: CLIP, the second upsampler and the checker as they are, the others anew; on a GPU
+weights-gpu: .venv/ready  # what ships, but for the decoder's last steps; on a GPU
+	$(BIN)/minunclip train clip --preset cpu --out runs/first --steps 2500
+	$(BIN)/minunclip train upsampler2 --preset cpu --out runs/first --steps 1500
+	$(BIN)/minunclip train checker --preset cpu --out runs/first --steps 6000
 	mkdir -p runs/long
-	for stage in clip upsampler2 checker; do cp -r data/weights/$$stage runs/long/ || exit; done
+	for stage in clip upsampler2 checker; do cp -r runs/first/$$stage runs/long/ || exit; done
 	for stage in upsampler1 prior ar-prior decoder glide dalle-vae dalle; do $(BIN)/minunclip train $$stage --preset long || exit; done
 	$(BIN)/minunclip pack runs/long data/weights
 
