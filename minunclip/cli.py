@@ -462,7 +462,7 @@ def evaluate_own(
     world = load_world(worlds[0].parent)
     figures, shown, titles = report_own.evaluate_own(model, world, count, seed, guidance, lambda line: print(line, file=sys.stderr, flush=True))
     if json is not None:
-        facts = {"weights": weights_id(packed), "count": count, "seed": seed, "guidance": guidance}
+        facts = {"weights": weights_id(packed), "count": count, "seed": seed, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE}
         write_atomically(Path(json), lambda path: path.write_text(dumps({**facts, "figures": figures}, indent=1)))
     if samples is not None:
         grid = picture_grid(shown, titles)

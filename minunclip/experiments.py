@@ -22,11 +22,11 @@ from minunclip.baselines.dalle import sample_dalle
 from minunclip.config import BASELINES
 from minunclip.data.captions import caption, compare, parse
 from minunclip.data.render import render
-from minunclip.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, edit, sample_scenes
+from minunclip.data.scenes import BACKGROUNDS, CELLS, COLOURS, POSITIONS, RADIUS, SHAPES, TEXTURES, Scene, edit, sample_scenes
 from minunclip.data.world import HELD_OUT_SEED, to_tensor
 from minunclip.diffusion import SamplerName, make_schedule
 from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out_captions, precision_recall
-from minunclip.manipulations import reconstruct, text_diff, variations
+from minunclip.manipulations import interpolate, reconstruct, text_diff, variations
 from minunclip.models.autoregressive_prior import fit_pca
 from minunclip.models.clip import zero_shot
 from minunclip.models.decoder import sample_decoder
@@ -37,6 +37,8 @@ Table = dict[str, dict[str, float]]  # by row, then by column
 BATCH = 50  # pictures that are drawn at once
 RERANKED = 4  # candidates of DALL-E, of which CLIP keeps one; the source: 512
 GUIDED = ("unCLIP, diffusion prior", "GLIDE")  # systems whose guidance is swept
+SAID = ("shape", "colour", "texture", "size")
+ANGLES = np.linspace(-0.45, 0.45, 19).tolist()  # radians, at which a thing is tried; the world turns things by at most 0.26
 CHANGED = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES}  # what a text diff may ask for
 
 
@@ -67,16 +69,101 @@ def inversion(model: UnCLIP, count: int = 100, steps: Sequence[int] = (10, 25, 5
     return {str(n): {"PSNR": float(psnr(reconstruct(model, images, n), images).mean())} for n in steps}
 
 
+def another(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Another scene of one thing that the same captions fit: drawn anew as `sample_scene` draws it, but in the same cell of the grid."""
+    thing = scene.things[0]
+    x, y = (CELLS[k] + rng.uniform(-0.04, 0.04) for k in POSITIONS[thing.position])
+    return edit(scene, x=x, y=y, radius=rng.uniform(*RADIUS[thing.size]), rotation=rng.uniform(-0.26, 0.26), shade=tuple(rng.uniform(-12, 12, 3)))
+
+
+def unsaid(images: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """What no caption says of pictures (B, 3, S, S), each of the one thing of a scene, but moved, turned or of another shade: (B, 6).
+
+    Centre x and y, in shares of the side; rotation, in radians, NaN where it cannot be seen; red, green and blue of the shade, of 255. Found by drawing
+    the thing again: where what is not background has its middle, as large as that is, at each of ANGLES, in the shade with the least square error.
+    """
+    pictures, side = (images.float().cpu() + 1) * 127.5, images.shape[-1]
+    here = (torch.arange(side) + 0.5) / side
+
+    def draw(things: Sequence[dict[str, Any]]) -> Tensor:
+        return rearrange(torch.from_numpy(render([edit(scene, **thing) for scene, thing in zip(scenes, things)], side)).float(), "b h w c -> b c h w")
+
+    def place(drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The middle (B, 2) and the area (B,) of what is not background."""
+        background = torch.tensor([BACKGROUNDS[scene.background] for scene in scenes], dtype=torch.float32)[:, :, None, None]
+        weight = (drawn - background).abs().amax(dim=1)
+        weight = weight * (weight > 25)  # of 255: what is less is noise on the background
+        columns, rows = reduce(weight, "b h w -> b w", "sum"), reduce(weight, "b h w -> b h", "sum")
+        area = columns.sum(dim=1).clamp(min=1e-6)
+        return torch.stack([columns @ here, rows @ here], dim=1) / area[:, None], area
+
+    (middle, area), known = place(pictures), [scene.things[0] for scene in scenes]
+    found, least = torch.full((len(scenes), 6), math.nan), torch.full((len(scenes),), math.inf)
+    for angle in ANGLES:
+        things: list[dict[str, Any]] = [{"x": t.x, "y": t.y, "radius": t.radius, "rotation": angle, "shade": (0.0, 0.0, 0.0)} for t in known]
+        for _ in range(2):  # a larger thing is larger on all sides, so its place is found again
+            middle_drawn, area_drawn = place(draw(things))
+            grown = (area / area_drawn).sqrt().clamp(0.8, 1.25).tolist()
+            for thing, (x, y), factor in zip(things, (middle - middle_drawn).tolist(), grown):
+                thing |= {"x": thing["x"] + x, "y": thing["y"] + y, "radius": thing["radius"] * factor}
+        plain = draw(things)
+        lit = (draw([{**thing, "shade": (20.0, 20.0, 20.0)} for thing in things]) - plain) / 20  # how far each pixel follows the shade
+        shade = ((pictures - plain) * lit).sum(dim=(2, 3)) / lit.square().sum(dim=(2, 3)).clamp(min=1e-6)
+        error = (pictures - plain - shade[:, :, None, None] * lit).square().mean(dim=(1, 2, 3))
+        row = torch.cat([torch.tensor([[thing["x"], thing["y"], angle] for thing in things]), shade], dim=1)
+        better = error < least
+        found[better], least[better] = row[better], error[better]
+    round_ones = [scene.things[0].shape in ("circle", "ring") and scene.things[0].texture == "plain" for scene in scenes]
+    found[torch.tensor(round_ones), 2] = math.nan
+    return found
+
+
 def varying(model: UnCLIP, count: int = 50, etas: Sequence[float] = (0.0, 0.25, 0.5, 1.0), copies: int = 4, steps: int = 100, seed: int = 2) -> Table:
-    """Section 3.1: of variations by eta, what stays (attributes of the original that the checker finds again) and how far pixels move."""
-    scenes = sample_scenes(count, seed, held_out=True)
-    rng = np.random.default_rng(seed)
+    """Section 3.1: of variations of lone things by eta, what stays (attributes of the original that the checker finds again), and what varies.
+
+    How far pixels change, and, of those that are still the same thing, how far it has moved (shares of the side), turned (degrees) and changed its shade
+    (of 255): what captions never say, and z_i need not hold. The last row is the world: another scene that the same captions fit.
+    """
+    scenes, rng = single_things(count, seed), np.random.default_rng(seed)
+    copied = [scene for scene in scenes for _ in range(copies)]
     texts = [text for scene in scenes for text in [caption(scene, "full", rng)] * copies]
-    images, table = _small(model, scenes), {}
+    images, shown = _small(model, scenes), {}
     for eta in etas:
-        varied = variations(model, images, copies, eta, steps=steps)
-        moved = (varied - images[:, None]).abs().mean() / 2
-        table[f"eta {eta:g}"] = {**_right(model, rearrange(varied, "b n c h w -> (b n) c h w"), texts), "pixel change": float(moved)}
+        shown[f"eta {eta:g}"] = rearrange(variations(model, images, copies, eta, steps=steps), "b n c h w -> (b n) c h w")
+    shown["another scene"] = _small(model, [another(scene, rng) for scene in copied]).to(images)
+    things = [scene.things[0] for scene in copied]
+    truth = torch.tensor([[thing.x, thing.y, thing.rotation, *thing.shade] for thing in things])
+    table = {}
+    for name, varied in shown.items():
+        seen = [scene.things for scene in model.models["checker"].read(varied)]
+        same = torch.tensor([len(found) == 1 and all(getattr(found[0], a) == getattr(t, a) for a in SAID) for found, t in zip(seen, things)])
+        change = torch.where(same[:, None], (unsaid(varied, copied) - truth).abs(), math.nan)
+        row = _right(model, varied, texts) | {"pixel change": float((varied.cpu() - images.cpu().repeat_interleave(copies, dim=0)).abs().mean() / 2)}
+        if same.any():
+            row |= {"moved": float(change[:, :2].norm(dim=1).nanmean()), "turned": math.degrees(float(change[:, 2].nanmean()))}
+            row["shade"] = float(change[:, 3:].nanmean())
+        table[name] = row
+    return table
+
+
+def interpolating(model: UnCLIP, count: int = 50, shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0), steps: int = 100, seed: int = 16) -> Table:
+    """Section 3.2: on the way from one lone thing to another, how much of shape, colour and texture is still the first's, is already the second's, or
+    neither's, and how far pixels change from one picture to the next: once with x_T going along, once with the same noise all the way.
+    """
+    things = single_things(4 * count, seed)
+    pairs = [(a, b) for a, b in zip(things[::2], things[1::2]) if all(getattr(a.things[0], name) != getattr(b.things[0], name) for name in CHANGED)][:count]
+    start, end = (_small(model, [pair[k] for pair in pairs]) for k in range(2))
+    named = [[np.array([getattr(pair[k].things[0], name) for name in CHANGED], dtype=object) for pair in pairs] for k in range(2)]
+    table = {}
+    for noise, noise_seed in (("both latents", None), ("one noise", seed)):
+        frames = interpolate(model, start, end, list(shares), noise_seed, steps)
+        for k, share in enumerate(shares):
+            seen = [found.things for found in model.models["checker"].read(frames[:, k])]
+            shown = [[getattr(found[0], name) if len(found) == 1 else None for name in CHANGED] for found in seen]
+            first, second = (float(np.mean([np.array(row, dtype=object) == whose for row, whose in zip(shown, values)])) for values in named)
+            row = {"the first's": first, "the second's": second, "neither's": 1 - first - second}
+            row |= {} if k == 0 else {"step": float((frames[:, k] - frames[:, k - 1]).abs().mean() / 2)}
+            table[f"{noise}, {share:g} of the way"] = row
     return table
 
 
@@ -102,27 +189,37 @@ def turning(model: UnCLIP, count: int = 200, shares: Sequence[float] = (0.0, 0.2
 
 
 def typographic(model: UnCLIP, count: int = 200, seed: int = 4) -> Table:
-    """Section 4: zero-shot accuracy for the shape of a thing: with nothing, its own name, and another shape's name written on it."""
-    clip = model.models["clip"]
+    """Section 4: zero-shot accuracy for the shape of a thing, with nothing, its own name, and another shape's name written on it; and which shape the
+    decoder draws from such a picture's z_i alone.
+    """
+    clip, side = model.models["clip"], model.models["clip"].config.image_size
     scenes = [edit(scene, size="large", x=0.5, y=0.5, radius=0.225) for scene in single_things(count, seed)]
     rng = np.random.default_rng(seed)
     truth = [SHAPES.index(scene.things[0].shape) for scene in scenes]
     lies = [int(rng.choice([k for k in range(len(SHAPES)) if k != shape])) for shape in truth]
     classes = model.read([f"a {shape}" for shape in SHAPES]).z_t
-
-    def answers(words: list[str | None]) -> np.ndarray:
-        written = [Scene(scene.things, scene.background, word=word, word_on_thing=word is not None) for scene, word in zip(scenes, words)]
-        z_i = model.embed(to_tensor(render(written, clip.config.image_size)))
-        return zero_shot(z_i, classes, clip.scale()).argmax(dim=1).cpu().numpy()
-
     cases: dict[str, list[str | None]] = {
         "no word": [None] * len(scenes),
         "its own word": [SHAPES[k] for k in truth],
         "another shape's word": [SHAPES[k] for k in lies],
     }
-    return {
-        name: {"shape seen": float(np.mean(answers(words) == truth)), "word believed": float(np.mean(answers(words) == lies))} for name, words in cases.items()
-    }
+    table = {}
+    for name, words in cases.items():
+        written = [Scene(scene.things, scene.background, word=word, word_on_thing=word is not None) for scene, word in zip(scenes, words)]
+        z_i = model.embed(to_tensor(render(written, side)))
+        answers = zero_shot(z_i, classes, clip.scale()).argmax(dim=1).tolist()
+        drawn = [scene.things for scene in model.models["checker"].read(model.decode(z_i, None, range(len(scenes))))]
+        shapes = [SHAPES.index(things[0].shape) if len(things) == 1 else None for things in drawn]
+        table[name] = {
+            label: float(np.mean([value == wanted for value, wanted in zip(values, right)]))
+            for label, values, right in (
+                ("shape seen", answers, truth),
+                ("word believed", answers, lies),
+                ("shape drawn", shapes, truth),
+                ("word's shape drawn", shapes, lies),
+            )
+        }
+    return table
 
 
 def principal_components(model: UnCLIP, count: int = 100, dims: Sequence[int] = (0, 2, 4, 8, 16, 32, 64, 128), seed: int = 5) -> Table:
@@ -332,6 +429,7 @@ EXPERIMENTS: dict[str, Callable[..., Table]] = {
     for function in (
         inversion,
         varying,
+        interpolating,
         turning,
         typographic,
         principal_components,

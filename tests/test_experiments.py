@@ -12,7 +12,9 @@ from minunclip import experiments
 from minunclip.ablations import TRAININGS
 from minunclip.baselines.dalle import sample_dalle
 from minunclip.cli import main
-from minunclip.data.captions import compare, parse
+from minunclip.data.captions import caption, compare, parse
+from minunclip.data.render import render
+from minunclip.data.world import to_tensor
 from minunclip.pipeline import UnCLIP
 
 
@@ -34,6 +36,53 @@ def test_inversion_gets_better_with_steps(model):
 def test_variations_move_more_with_eta(model):
     table = experiments.varying(model, count=3, etas=(0.0, 1.0), copies=2, steps=10)
     assert table["eta 1"]["pixel change"] > table["eta 0"]["pixel change"] and 0 <= table["eta 0"]["all_right"] <= 1
+
+
+def test_what_captions_never_say_is_read_off_a_picture():
+    scenes, rng = experiments.single_things(60, seed=5), np.random.default_rng(0)
+    others = [experiments.another(scene, rng) for scene in scenes]
+    found = experiments.unsaid(to_tensor(render(others, 32)), scenes)
+    things = [scene.things[0] for scene in others]
+    truth = torch.tensor([[thing.x, thing.y, thing.rotation, *thing.shade] for thing in things])
+    unseen = torch.tensor([thing.shape in ("circle", "ring") and thing.texture == "plain" for thing in things])
+    assert unseen.any() and torch.equal(found[:, 2].isnan(), unseen)
+    error = (found - truth).abs()
+    assert error[:, :2].mean() < 0.005 and error[:, 2].nanmean() < 0.05 and error[:, 3:].mean() < 3  # the world's own spread: 0.03, 0.17, 8
+    rng = np.random.default_rng(1)
+    assert all(compare(parse(caption(scene, "full", rng)), other).all_right for scene, other in zip(scenes, others))
+
+
+def test_variations_that_are_other_scenes_vary_as_the_world_does(model, monkeypatch):
+    """A perfect painter: told by a checker that knows what is drawn."""
+    scenes = [scene for scene in experiments.single_things(20, 2) for _ in range(2)]
+    rng = np.random.default_rng(3)
+    others = to_tensor(render([experiments.another(scene, rng) for scene in scenes], model.sizes[0]))
+    monkeypatch.setitem(model.models, "checker", type("Knows", (), {"read": lambda self, images: scenes})())
+    monkeypatch.setattr(experiments, "variations", lambda model, images, copies, eta, steps: others.view(20, 2, *others.shape[1:]))
+    ours, world = experiments.varying(model, count=20, etas=(1.0,), copies=2).values()
+    assert ours["shape"] == world["shape"] == 1
+    for name in ("moved", "shade"):
+        assert ours[name] == pytest.approx(world[name], rel=0.35)
+
+
+def test_a_way_begins_at_the_first_thing_and_ends_at_the_second(model, monkeypatch):
+    known = []
+
+    def walk(model, start, end, shares, noise_seed, steps):
+        known[:] = [start, end]
+        return torch.stack([start, end], dim=1)
+
+    def read(self, images):
+        things = experiments.single_things(24, 16)
+        drawn = to_tensor(render(things, images.shape[-1]))
+        return [things[next(i for i, other in enumerate(drawn) if torch.equal(image, other))] for image in images]
+
+    monkeypatch.setitem(model.models, "checker", type("Knows", (), {"read": read})())
+    monkeypatch.setattr(experiments, "interpolate", walk)
+    table = experiments.interpolating(model, count=6, shares=(0.0, 1.0))
+    assert table["one noise, 0 of the way"] == {"the first's": 1.0, "the second's": 0.0, "neither's": 0.0}
+    last = table["both latents, 1 of the way"]
+    assert (last["the first's"], last["the second's"]) == (0, 1) and last["step"] == pytest.approx(float((known[0] - known[1]).abs().mean() / 2))
 
 
 def test_a_perfect_text_diff_flips_what_is_asked_and_keeps_the_rest(model, monkeypatch):
@@ -59,6 +108,7 @@ def test_what_a_text_diff_is_worth_is_counted(model, monkeypatch):
 def test_words_on_things_are_drawn_and_asked(model):
     table = experiments.typographic(model, count=6)
     assert list(table) == ["no word", "its own word", "another shape's word"]
+    assert {tuple(row) for row in table.values()} == {("shape seen", "word believed", "shape drawn", "word's shape drawn")}
     assert all(0 <= share <= 1 for row in table.values() for share in row.values())
 
 
