@@ -133,7 +133,7 @@ def prior_choices(model: UnCLIP, folder: Path, count: int = 100, steps: int = 40
 def decoder_choices(
     model: UnCLIP, folder: Path, count: int = 100, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
 ) -> Table:
-    """What each choice of the decoder is worth, at half its width and a tenth of its training."""
+    """What each choice of the decoder is worth, at half its width and a seventh of its training."""
     judge, table, run = Judge(model, count, seed), {}, short_run(model, folder, seed, scenes)
     own = replace(run.preset.decoder, unet=replace(run.preset.decoder.unet, width=width), embedding_drop=0.1, caption_drop=0.5)
     short = settings or replace(run.preset.training["decoder"], steps=1000, batch_size=32, ema_decay=0.99)
