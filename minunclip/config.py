@@ -1,7 +1,7 @@
 """Every size and setting of unCLIP, as frozen dataclasses, and six presets side by side.
 
 Paper: Tab. 3 and App. C. A preset is literal: what you read here is what is built.
-`tiny` is for tests (seconds), `course` for a first look at every curve (a minute a stage), `cpu` trains the whole chain on two cores in two to three hours,
+`tiny` is for tests (seconds), `course` for a first look at every curve (a minute a stage), `cpu` trains the whole chain on two cores in two hours,
 `long` is `cpu` trained further on a GPU, `gpu` fits one 24 GB card, `paper` has the paper's sizes and is only ever built on the meta device.
 """
 
@@ -344,7 +344,7 @@ CPU = Preset(
     },
 )
 
-LONG = replace(  # the models of `cpu`, trained on four times the scenes, for four to thirteen (first upsampler: 2.5) times as many examples: minutes on a GPU
+LONG = replace(  # the models of `cpu`, trained on four times the scenes, for eleven to fifteen (first upsampler: 3.3) times as many examples: minutes on a GPU
     CPU,
     world=replace(CPU.world, training_scenes=240_000),
     training={
