@@ -51,6 +51,14 @@ def test_it_was_run_from_top_to_bottom_without_an_error(path):
     assert not [output for output in outputs(notebook) if output["output_type"] == "error"]
 
 
+def test_every_slider_comes_back_to_who_only_opens_it(path):
+    notebook = json.loads(path.read_text())
+    view, state = (f"application/vnd.jupyter.widget-{name}+json" for name in ("view", "state"))
+    shown = {output["data"][view]["model_id"] for output in outputs(notebook) if view in output.get("data", {})}
+    kept = notebook["metadata"].get("widgets", {}).get(state, {"state": {}})["state"]
+    assert shown <= kept.keys()
+
+
 def test_it_is_small_and_names_no_place_of_a_machine(path):
     content = path.read_text()
     assert len(content.encode()) < SIZE
