@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test test-interop test-scale weights weights-gpu weights-further evaluate results bench notebooks site expected
+.PHONY: demo test test-interop test-scale weights weights-all weights-gpu weights-further evaluate results bench notebooks site expected
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -32,7 +32,11 @@ weights: .venv/ready
 	$(BIN)/minunclip train all --preset cpu --out runs/cpu
 	$(BIN)/minunclip pack runs/cpu data/weights
 
-weights-gpu: .venv/ready  # what ships, but for the decoder's last steps; on a GPU
+weights-all:  # what ships, from nothing; on a GPU (two cores would take more than a day)
+	$(MAKE) weights-gpu
+	$(MAKE) weights-further
+
+weights-gpu: .venv/ready  # what ships, but for the decoder's last steps
 	$(BIN)/minunclip train clip --preset cpu --out runs/first --steps 2500
 	$(BIN)/minunclip train upsampler2 --preset cpu --out runs/first --steps 1500
 	$(BIN)/minunclip train checker --preset cpu --out runs/first --steps 6000

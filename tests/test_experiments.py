@@ -14,6 +14,7 @@ from minunclip.baselines.dalle import sample_dalle
 from minunclip.cli import main
 from minunclip.data.captions import caption, compare, parse
 from minunclip.data.render import render
+from minunclip.data.unsaid import another, unsaid
 from minunclip.data.world import to_tensor
 from minunclip.pipeline import UnCLIP
 
@@ -40,8 +41,8 @@ def test_variations_move_more_with_eta(model):
 
 def test_what_captions_never_say_is_read_off_a_picture():
     scenes, rng = experiments.single_things(60, seed=5), np.random.default_rng(0)
-    others = [experiments.another(scene, rng) for scene in scenes]
-    found = experiments.unsaid(to_tensor(render(others, 32)), scenes)
+    others = [another(scene, rng) for scene in scenes]
+    found = unsaid(to_tensor(render(others, 32)), scenes)
     things = [scene.things[0] for scene in others]
     truth = torch.tensor([[thing.x, thing.y, thing.rotation, *thing.shade] for thing in things])
     unseen = torch.tensor([thing.shape in ("circle", "ring") and thing.texture == "plain" for thing in things])
@@ -56,7 +57,7 @@ def test_variations_that_are_other_scenes_vary_as_the_world_does(model, monkeypa
     """A perfect painter: told by a checker that knows what is drawn."""
     scenes = [scene for scene in experiments.single_things(20, 2) for _ in range(2)]
     rng = np.random.default_rng(3)
-    others = to_tensor(render([experiments.another(scene, rng) for scene in scenes], model.sizes[0]))
+    others = to_tensor(render([another(scene, rng) for scene in scenes], model.sizes[0]))
     monkeypatch.setitem(model.models, "checker", type("Knows", (), {"read": lambda self, images: scenes})())
     monkeypatch.setattr(experiments, "variations", lambda model, images, copies, eta, steps: others.view(20, 2, *others.shape[1:]))
     ours, world = experiments.varying(model, count=20, etas=(1.0,), copies=2).values()
