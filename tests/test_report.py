@@ -162,3 +162,15 @@ def test_the_readme_has_the_figures_of_the_kept_experiment_on_the_weights_that_s
     readme = (home / "README.md").read_text()
     for row in kept["table"].values():
         assert f"| {row['all_right']:.1%} | {row['FID']:.3f} | {row['diversity']:.3f} |" in readme
+
+
+def test_the_readme_shows_what_two_hours_of_training_come_to():
+    home = Path(__file__).parents[1]
+    trained, ships = (json.loads((home / "results" / name).read_text()) for name in ("two-hours.json", "evaluation.json"))
+    readme = (home / "README.md").read_text()
+    for attribute in trained["pictures"]["32"]["accuracy"]:
+        title = "all but words at once" if attribute == "all_right" else attribute
+        shares = " | ".join(f"{figures['pictures']['32']['accuracy'][attribute]:.1%}" for figures in (trained, ships))
+        assert f"| {title} right | {shares} |" in readme
+    for prior in ("diffusion", "autoregressive"):
+        assert " | ".join(f"{figures['prior_cosine'][prior]['all']:.3f}" for figures in (trained, ships)) in readme
