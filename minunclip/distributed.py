@@ -81,8 +81,13 @@ def is_share(value: Any) -> bool:
 
 def clip_gradients(model: nn.Module, longest: float) -> Tensor:
     """Shortens the gradient to that length at most; returns the length that it had."""
-    norm: Any = nn.utils.clip_grad_norm_(model.parameters(), longest)
-    return norm.full_tensor() if is_share(norm) else norm
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    shares = [local(gradient) for gradient in gradients]
+    norm = nn.utils.get_total_norm(shares)
+    if is_share(gradients[0]):
+        norm = total(norm.square()).sqrt()
+    torch._foreach_mul_(shares, (longest / (norm + 1e-6)).clamp(max=1))
+    return norm
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
@@ -103,12 +108,28 @@ def shard(model: nn.Module) -> None:
         fully_shard(module, mesh=mesh)
 
 
+def together(value: Any) -> Tensor:
+    """The whole of a tensor of which each process keeps a share; any other as it is. All processes must call it.
+
+    DTensor.full_tensor does the same, by collectives of another kind (functional ones), in which a process crashes now and then on CPUs
+    (torch 2.13, gloo). Nothing here relies on those.
+    """
+    if not is_share(value):
+        return value
+    share, length = value.to_local(), -(-len(value) // ranks())  # shares are equally long, but for the last ones, which may be shorter
+    padded = share.new_zeros(length, *share.shape[1:])
+    padded[: len(share)] = share
+    parts = share.new_empty(ranks() * length, *share.shape[1:])
+    distributed.all_gather_into_tensor(parts, padded)
+    return parts[: len(value)]
+
+
 def whole(values: Any) -> Any:
     """Any nest of lists and dicts with the tensors in it put together, on the CPU. All processes must call it; only the first keeps what it gets."""
 
     def gathered(value: Any) -> Any:
         if is_share(value):
-            full = value.full_tensor()
+            full = together(value)
             return full.cpu() if rank() == 0 else None
         return value
 
@@ -120,10 +141,15 @@ def share(value: Any, like: Any) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape != like.shape:
         return value
     if is_share(like):
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(value.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None)
+        return shared_out(value, like)
     return torch.empty_like(like, dtype=value.dtype).copy_(value)  # a fused optimiser walks through both by address
+
+
+def shared_out(value: Tensor, like: Any) -> Tensor:
+    """This process's share of a whole tensor that all of them have, cut as `like` is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def local(tensor: Any) -> Tensor:
@@ -135,7 +161,7 @@ def local(tensor: Any) -> Tensor:
 def put_together(sharded: nn.Module, model: nn.Module) -> None:
     """Copies a sharded model into a whole one. All processes must call it."""
     for kept, current in zip(model.state_dict().values(), sharded.state_dict().values()):
-        kept.copy_(current.full_tensor() if is_share(current) else current)
+        kept.copy_(together(current))
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from minunclip.distributed import is_share, shared_out, together
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a x + b x^3 + c x^5, which drives every singular value in (0, 1] to about 1
 
 
@@ -36,7 +38,10 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised. Parameters have two dimensions or more; a kernel (out, in, h, w) counts as (out, in * h * w)."""
+    """Nesterov momentum, orthogonalised. Parameters have two dimensions or more; a kernel (out, in, h, w) counts as (out, in * h * w).
+
+    Of a sharded parameter every process orthogonalises the whole step, since no rows of it can be done alone, and takes its share.
+    """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -54,9 +59,11 @@ class Muon(torch.optim.Optimizer):
                 averages = [self.state[parameter].setdefault("average", torch.zeros_like(parameter)) for parameter in parameters]
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-                matrices = [matrix.flatten(1) for matrix in ahead]
+                matrices = [together(matrix).flatten(1) for matrix in ahead]
                 directions = orthogonalize(torch.stack(matrices)) if len(matrices) > 1 else orthogonalize(matrices[0])[None]
                 # an AdamW step has an RMS of about 0.2; that of an orthogonal (n, m) is 1 / sqrt(max(n, m))
                 length = 0.2 * max(directions.shape[1:]) ** 0.5
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, [d.view_as(p) for d, p in zip(directions, parameters)], alpha=-group["lr"] * length)
+                steps = [direction.view(parameter.shape) for direction, parameter in zip(directions, parameters)]
+                steps = [shared_out(step, parameter) if is_share(parameter) else step for step, parameter in zip(steps, parameters)]
+                torch._foreach_add_(parameters, steps, alpha=-group["lr"] * length)

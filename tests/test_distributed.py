@@ -18,12 +18,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
+import torch.distributed._functional_collectives as functional
 from minunclip.config import TINY
 from minunclip.distributed import start
 from minunclip.runs import Run
 from minunclip.stages import train
 folder, accumulation, stop_after, means, *stages = sys.argv[1:]
 torch.set_num_threads(1)
+functional.wait_tensor = None  # on CPUs it crashes now and then: nothing may call it
 run = Run(TINY, Path(folder), start(torch.device("cpu")))
 for stage in stages:
     settings = replace(TINY.training[stage], accumulation=1 if stage == "clip" else int(accumulation))
