@@ -3,6 +3,7 @@
 The trainings are short, and stand on the frozen CLIP of the weights that they are given; a run that was stopped goes on when called again.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,11 +30,14 @@ SCENES = 20_000  # training scenes: a third of the cpu preset's
 
 
 def short_run(model: UnCLIP, folder: Path, seed: int, scenes: int = SCENES) -> Run:
-    """A run in `folder` for models of the same sizes as `model`'s, on its frozen CLIP and its tokenizer."""
+    """A run for models of the same sizes as `model`'s, on its frozen CLIP and its tokenizer, in a folder in `folder` of that CLIP and that seed."""
     configs = {stage.replace("-", "_"): network.config for stage, network in model.models.items() if stage in CPU.models}
     preset = replace(CPU, world=replace(CPU.world, training_scenes=scenes, upsampler_scenes=64), **configs)
-    save_model(folder / "clip", model.models["clip"], config_to_json(preset.clip))
-    return Run(preset, folder, model.device, seed, tokenizer=model.tokenizer)
+    clip = model.models["clip"]
+    digest = hashlib.sha256(b"".join(parameter.detach().cpu().numpy().tobytes() for parameter in clip.parameters())).hexdigest()[:8]
+    home = folder / f"clip-{digest}-seed-{seed}"
+    save_model(home / "clip", clip, config_to_json(preset.clip))
+    return Run(preset, home, model.device, seed, tokenizer=model.tokenizer)
 
 
 def _fit(run: Run, stage: str, name: str, change: Callable[[nn.Module], None] | None = None, stop_after: int | None = None) -> nn.Module:
@@ -87,8 +91,8 @@ def race(model: UnCLIP, folder: Path, count: int = 100, stops: Sequence[int] = (
     for stage, name in (("prior", "diffusion prior"), ("ar-prior", "AR prior")):
         run = _with_steps(short_run(model, folder, seed, scenes), stage, steps=stops[-1], batch_size=128)
         for stop in stops:
-            network = _fit(run, stage, f"race-{seed}-{stage}", stop_after=stop)
-            trained = read_log(run.folder / f"race-{seed}-{stage}" / "log.jsonl")[-1]["seconds"]
+            network = _fit(run, stage, f"race-{stage}", stop_after=stop)
+            trained = read_log(run.folder / f"race-{stage}" / "log.jsonl")[-1]["seconds"]
             table[f"{name}, {stop} steps"] = {"training seconds": trained, **judge.prior(stage, network)}
     return table
 
@@ -124,9 +128,9 @@ def prior_choices(model: UnCLIP, folder: Path, count: int = 100, steps: int = 40
         "no moving average": (_with_steps(run, "prior", ema_decay=0.0), None),
     }
     for k, (name, (changed, change)) in enumerate(cases.items()):
-        where = f"prior-choices-{seed}-{k}"
+        where = f"prior-choices-{k}"
         network = _fit(changed, "prior", where, change)
-        table[name] = {"training seconds": read_log(folder / where / "log.jsonl")[-1]["seconds"], **judge.prior("prior", network)}
+        table[name] = {"training seconds": read_log(run.folder / where / "log.jsonl")[-1]["seconds"], **judge.prior("prior", network)}
     return table
 
 
@@ -157,9 +161,9 @@ def decoder_choices(
     }
     for k, (name, (config, training)) in enumerate(cases.items()):
         changed = replace(run, preset=replace(run.preset, decoder=config, training=run.preset.training | {"decoder": training}))
-        where = f"decoder-choices-{seed}-{k}"
+        where = f"decoder-choices-{k}"
         network = _fit(changed, "decoder", where)
-        last = read_log(folder / where / "log.jsonl")[-1]
+        last = read_log(run.folder / where / "log.jsonl")[-1]
         table[name] = {"training seconds": last["seconds"], "validation loss": last["validation_loss"], **judge.decoder(network)}
     return table
 

@@ -1,12 +1,14 @@
 """Short trainings on tiny models: that each case trains what it says, and that a stopped race goes on."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from minunclip import ablations
 from minunclip.config import TINY
+from minunclip.experiments import over_seeds
 from minunclip.pipeline import UnCLIP
 from minunclip.training import read_log
 
@@ -22,9 +24,17 @@ def test_both_priors_race(model, tmp_path):
     table = ablations.race(model, tmp_path, count=6, stops=(2, 4), scenes=64, seed=11)
     assert list(table) == [f"{name}, {stop} steps" for name in ("diffusion prior", "AR prior") for stop in (2, 4)]
     assert table["AR prior, 4 steps"]["training seconds"] > table["AR prior, 2 steps"]["training seconds"] > 0
-    assert [line["step"] for line in read_log(tmp_path / "race-11-prior" / "log.jsonl")] == [2, 4]
+    assert [line["step"] for line in read_log(ablations.short_run(model, tmp_path, seed=11).folder / "race-prior" / "log.jsonl")] == [2, 4]
     again = ablations.race(model, tmp_path, count=6, stops=(4,), scenes=64, seed=11)  # trained already
     assert again["diffusion prior, 4 steps"]["cosine"] == table["diffusion prior, 4 steps"]["cosine"]
+
+
+def test_seeds_and_experiments_share_a_folder(model, tmp_path):
+    """As `make results` runs them: one --run for all, a world of its own for each seed."""
+    table = over_seeds(partial(ablations.race, folder=tmp_path, count=6, stops=(2,), scenes=64), model, 2)
+    assert table["AR prior, 2 steps"]["± cosine"] > 0
+    ablations.prior_choices(model, tmp_path, count=6, steps=1, scenes=64)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_world_is_told_in_the_words_of_the_weights(model, tmp_path):
