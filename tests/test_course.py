@@ -94,8 +94,8 @@ def kept_above(scores, labels, recall, round_up=math.ceil):
 
 
 def weighed(before, after, power=1):
-    raw = {group: (before[group] / after[group]) ** power for group in after}
-    return {group: weight / sum(after[g] * raw[g] for g in after) for group, weight in raw.items()}
+    raw = {group: (before[group] / after[group]) ** power for group in after if after[group] > 0}
+    return {group: weight / sum(after[g] * raw[g] for g in raw) for group, weight in raw.items()}
 
 
 def binomial(k, n, p, ways=math.comb):
@@ -119,7 +119,7 @@ SOLUTIONS = {
     "best_loss": lambda s, B: -math.log(math.exp(s) / (math.exp(s) + (B - 1) * math.exp(-s))),
     "jump": lambda x_0, a, noise: a[:, None].sqrt() * x_0 + (1 - a[:, None]).sqrt() * noise,
     "x_0_from_epsilon": lambda x_t, noise, a: (x_t - (1 - a[:, None]).sqrt() * noise) / a[:, None].sqrt(),
-    "cosine_betas": lambda T: betas(T).clamp(max=0.999),
+    "cosine_betas": lambda T: betas(T).clamp(max=0.999).float(),
     "components_kept": lambda values, tolerance: int((1 - values.cumsum(0) / values.sum() >= tolerance).sum()) + 1,
     "to_bucket": lambda v, low, high, n: ((v - low) / (high - low) * n).floor().clamp(0, n - 1).long(),
     "top_half": lambda p: 2 * torch.minimum((p.cumsum(0) - 0.5).clamp(min=0), p),
@@ -167,6 +167,7 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda words: pairs_of(words, lambda count: 1).most_common(1)[0][0], "as often as its word"),
         (lambda words: min(pairs := pairs_of(words), key=lambda pair: (pairs[pair], pair)), "most frequent"),
         (lambda words: max(pairs := pairs_of(words), key=lambda pair: (pairs[pair], pair)), "lowest"),
+        (lambda words: min(pairs := pairs_of(words, lambda count: 1), key=lambda pair: (-pairs[pair], pair)), "as often as its word"),
     ],
     "share_allowed": [
         (lambda words, scenes: sum(describes(words, scene) for scene in scenes), "divide"),
@@ -226,6 +227,8 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda a, b: 10 * torch.log10(1 / (a - b).square().mean()), "peak squared"),
         (lambda a, b: 10 * torch.log10(2 / (a - b).square().mean()), "peak squared"),
         (lambda a, b: 10 * torch.log(4 / (a - b).square().mean()), "log10"),
+        (lambda a, b: 20 * torch.log10(2 / (a - b).abs().mean()), "mean of the squares"),
+        (lambda a, b: (10 * torch.log10(4 / (a - b).square().flatten(1).mean(dim=1))).mean(), "over all of it"),
     ],
     "aligned_crops": [
         (lambda *given: crops(*given, where=1), "factor too"),
@@ -237,6 +240,7 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda sigma, size: bell(sigma, size) / bell(sigma, size).max(), "sum to 1"),
         (lambda sigma, size: bell(sigma * 2, size) / bell(sigma * 2, size).sum(), "falls to"),
         (lambda sigma, size: bell(sigma, size, middle=0) / bell(sigma, size, middle=0).sum(), "falls to"),
+        (lambda sigma, size: bell(sigma, size, power=1) / bell(sigma, size, power=1).sum(), "falls to"),
     ],
     "training_order": [
         (lambda needs: list(needs), "comes before"),
@@ -252,6 +256,7 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda p, n, target: (sum(p) / len(p), target ** (1 / n)), "multiply"),
         (lambda p, n, target: (min(p), target ** (1 / n)), "multiply"),
         (lambda p, n, target: (math.prod(p), target / n), "root"),
+        (lambda p, n, target: (math.prod(p), target ** (1 / len(p))), "n-th root"),
     ],
     "direction": [
         (lambda a, b: b - a, "length one"),
@@ -267,6 +272,7 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda a, b, share: (1 - share) * a + share * b, "stays one"),
         (lambda a, b, share: torch.nn.functional.normalize((1 - share) * a + share * b, dim=0), "share of the whole angle"),
         (lambda a, b, share: circle(a, b, 1 - share), "share of the whole angle"),
+        (lambda a, b, share: 2 * (circle(a, b, share) @ a) * a - circle(a, b, share) if not torch.equal(a, b) else a, "arrive at b"),
         (lambda a, b, share: circle(a, b, share, guard=-1) / (1 if not torch.equal(a, b) else math.nan), "nan"),
     ],
     "drop_shares": [
@@ -325,6 +331,8 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
     ],
     "weights_after_filter": [
         (lambda before, after: {group: before[group] / sum(before.values()) for group in after}, "mean weight"),
+        (lambda before, after: {group: before[group] / after[group] if after[group] else 0.0 for group in after}, "one group emptied"),
+        (lambda before, after: {**dict.fromkeys(after, 1.0), **weighed(before, after)}, "was emptied"),
         (lambda before, after: weighed(before, after, power=-1), "rare ones"),
         (lambda before, after: weighed(before, after, power=0), "rare ones"),
     ],
