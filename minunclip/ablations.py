@@ -4,6 +4,7 @@ The trainings are short, and stand on the frozen CLIP of the weights that they a
 """
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -90,9 +91,12 @@ def race(model: UnCLIP, folder: Path, count: int = 100, stops: Sequence[int] = (
     judge, table = Judge(model, count, seed), {}
     for stage, name in (("prior", "diffusion prior"), ("ar-prior", "AR prior")):
         run = _with_steps(short_run(model, folder, seed, scenes), stage, steps=stops[-1], batch_size=128)
-        for stop in stops:
-            network = _fit(run, stage, f"race-{stage}", stop_after=stop)
-            trained = read_log(run.folder / f"race-{stage}" / "log.jsonl")[-1]["seconds"]
+        for before, stop in zip((None, *stops), stops):
+            where = run.folder / f"race-{stage}-{stop}"  # each stop in a folder of its own, so that a race can be judged again
+            if before is not None and not where.exists():
+                shutil.copytree(run.folder / f"race-{stage}-{before}", where)
+            network = _fit(run, stage, where.name, stop_after=stop)
+            trained = read_log(where / "log.jsonl")[-1]["seconds"]
             table[f"{name}, {stop} steps"] = {"training seconds": trained, **judge.prior(stage, network)}
     return table
 
@@ -108,8 +112,7 @@ def _scaled(by: float) -> Callable[[nn.Module], None]:
 def _unmasked(model: nn.Module) -> None:
     """Every token sees every other, later ones too."""
     assert isinstance(model, DiffusionPrior)
-    masked = model.transformer.forward
-    model.transformer.forward = lambda x, causal, key_mask=None, cache=None: masked(x, False, key_mask, cache)  # type: ignore[method-assign]
+    model.causal = False
 
 
 def _objective(config: DiffusionPriorConfig, objective: str) -> DiffusionPriorConfig:

@@ -285,8 +285,8 @@ def evaluate(
     `enlarged`: of how many captions pictures are judged after the upsamplers too, which take most of the time.
     `samples`: the first 64 of these pictures, none left out, each under its caption; the first has seed `seed`, the next the next.
     """
-    if count < 2:
-        raise ValueError(f"count is {count}: judge at least 2 captions")
+    if count < 4:
+        raise ValueError(f"count is {count}: judge at least 4 captions, precision and recall need as many")
     require_folder("json", json)
     require_folder("samples", samples)
     texts = None if captions is None else read_captions(Path(captions))
@@ -322,6 +322,8 @@ def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str =
         raise ValueError(f"seeds is {seeds}: use 1 or more")
     require_folder("out", None if out is None else f"{out}/{name}.json")
     model = UnCLIP.from_pretrained(weights, pick_device(device))
+    if "checker" not in model.models:
+        raise ValueError(f"{weights} has no checker, which judges the pictures of the captioned world: of your own, `minunclip data evaluate` counts")
     for one in known if name == "all" else [name]:
         used = weights_id(Path(weights), without=unused(one))
         file = None if out is None else Path(out) / f"{one}.json"
@@ -349,7 +351,7 @@ def rate(ratings: str, pictures: list[str], weights: str = str(WEIGHTS), device:
             raise ValueError(f"{path} is {reason}: leave it out, or repair it") from None
 
     def embed(paths: Sequence[Path]) -> torch.Tensor:
-        return model.embed(to_tensor(np.stack([read(path) for path in paths])))
+        return model.embed(to_tensor(np.stack([read(path) for path in paths]))).cpu()
 
     z_i, given = embed([path for path, _ in rows]), torch.tensor([rating for _, rating in rows])
     if len(rows) >= 10:
@@ -370,6 +372,8 @@ def push(folder: str, name: str, figures: str | None = None, private: bool = Fal
     tables = ""
     if figures is not None:
         found = read_json(Path(figures), "write it with `minunclip evaluate --json`")
+        if "clip" not in found:
+            raise ValueError(f"{figures} has no figures of the held-out split: write it with `minunclip evaluate --json`, without --captions")
         if found.get("weights") != weights_id(Path(folder), without=BASELINES):
             raise ValueError(f"{figures} has the figures of other weights than those in {folder}: evaluate these")
         tables = report.as_markdown(found)
@@ -547,10 +551,10 @@ def make_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] in (["train"], ["info"], ["sample"], ["push"]):  # jsonargparse wants a value for every option
-        flags = ("--dry_run", "--budget", "--signature", "--private", "--recompute", "--compile", "--sharded", "--track", "--stream")
+    if given[:1] in (["train"], ["info"], ["sample"], ["push"], ["data"]):  # jsonargparse wants a value for every option
+        flags = ("--dry_run", "--budget", "--signature", "--private", "--recompute", "--compile", "--sharded", "--track", "--stream", "--held_out")
         given = ["--dry_run" if word == "--dry-run" else word for word in given]
-        given = [f"{word}=true" if word in flags else word for word in given]
+        given = [f"{word}=true" if word in flags and after not in ("true", "false") else word for word, after in zip(given, [*given[1:], ""])]
     try:
         parsed = make_parser().parse_args(given)
     except SystemExit as stop:  # --help, or a bad option

@@ -193,7 +193,6 @@ class WorldConfig:
     training_scenes: int
     upsampler_scenes: int
     validation_scenes: int
-    captions_per_scene: int = 4  # from terse to full
 
 
 @dataclass(frozen=True)
@@ -279,7 +278,7 @@ COURSE = Preset(  # what `data/expected` was trained with: each stage in about a
 )
 
 CPU = Preset(
-    world=WorldConfig(training_scenes=60_000, upsampler_scenes=6_000, validation_scenes=2_000),
+    world=WorldConfig(training_scenes=60_000, upsampler_scenes=6_000, validation_scenes=256),
     clip=CLIPConfig(
         image_size=64,
         patch_size=8,
@@ -360,7 +359,7 @@ LONG = replace(  # the models of `cpu`, trained on four times the scenes, for el
 )
 
 GPU = Preset(
-    world=WorldConfig(training_scenes=500_000, upsampler_scenes=50_000, validation_scenes=10_000),
+    world=WorldConfig(training_scenes=500_000, upsampler_scenes=50_000, validation_scenes=256),
     clip=CLIPConfig(
         image_size=128,
         patch_size=16,
@@ -471,9 +470,9 @@ PAPER = Preset(  # Tab. 3 and App. C; vocabulary and text context of CLIP's own 
         "clip": TrainingConfig(steps=20_000, batch_size=32_768, learning_rate=3e-4),
         "prior": TrainingConfig(600_000, 4096, 1.1e-4, weight_decay=6e-2, beta2=0.96, epsilon=1e-6, ema_decay=0.9999),
         "ar-prior": TrainingConfig(1_000_000, 4096, 1.6e-4, weight_decay=4e-2, beta2=0.91, epsilon=1e-10, ema_decay=0.999),
-        "decoder": TrainingConfig(800_000, 2048, 1.2e-4, beta2=0.999, ema_decay=0.9999),
-        "upsampler1": TrainingConfig(1_000_000, 1024, 1.2e-4, beta2=0.999, ema_decay=0.9999),
-        "upsampler2": TrainingConfig(1_000_000, 512, 1.0e-4, beta2=0.999, ema_decay=0.9999),
+        "decoder": TrainingConfig(800_000, 2048, 1.2e-4, weight_decay=0.0, beta2=0.999, ema_decay=0.9999),
+        "upsampler1": TrainingConfig(1_000_000, 1024, 1.2e-4, weight_decay=0.0, beta2=0.999, ema_decay=0.9999),
+        "upsampler2": TrainingConfig(1_000_000, 512, 1.0e-4, weight_decay=0.0, beta2=0.999, ema_decay=0.9999),
         # not of the paper, which compares with systems that were trained before it
         **{stage: CPU.training[stage] for stage in ("checker", *BASELINES)},
     },

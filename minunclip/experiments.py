@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from minunclip.aesthetics import fit_probe, simulated_ratings, taste
 from minunclip.baselines.dalle import sample_dalle
 from minunclip.config import BASELINES
-from minunclip.data.captions import caption, compare, parse
+from minunclip.data.captions import SYNONYMS, caption, compare, parse
 from minunclip.data.render import render
 from minunclip.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, edit, sample_scenes
 from minunclip.data.unsaid import another, unsaid
@@ -66,7 +66,7 @@ def _right(model: UnCLIP, images: Tensor, texts: Sequence[str]) -> dict[str, flo
 def inversion(model: UnCLIP, count: int = 100, steps: Sequence[int] = (10, 25, 50, 100, 250), seed: int = 1) -> Table:
     """Section 3: how well pictures come back from (z_i, x_T), by the number of DDIM steps."""
     images = _small(model, sample_scenes(count, seed, held_out=True))
-    return {str(n): {"PSNR": float(psnr(reconstruct(model, images, n), images).mean())} for n in steps}
+    return {str(n): {"PSNR": float(psnr(reconstruct(model, images, n).cpu(), images).mean())} for n in steps}
 
 
 def varying(model: UnCLIP, count: int = 50, etas: Sequence[float] = (0.0, 0.25, 0.5, 1.0), copies: int = 4, steps: int = 100, seed: int = 2) -> Table:
@@ -90,11 +90,17 @@ def varying(model: UnCLIP, count: int = 50, etas: Sequence[float] = (0.0, 0.25, 
         same = torch.tensor([len(found) == 1 and all(getattr(found[0], a) == getattr(t, a) for a in SAID) for found, t in zip(seen, things)])
         change = torch.where(same[:, None], (unsaid(varied, copied) - truth).abs(), math.nan)
         row = _right(model, varied, texts) | {"pixel change": float((varied.cpu() - images.cpu().repeat_interleave(copies, dim=0)).abs().mean() / 2)}
-        if same.any():
-            row |= {"moved": float(change[:, :2].norm(dim=1).nanmean()), "turned": math.degrees(float(change[:, 2].nanmean()))}
-            row["shade"] = float(change[:, 3:].nanmean())
+        row |= {"moved": float(change[:, :2].norm(dim=1).nanmean()), "turned": math.degrees(float(change[:, 2].nanmean()))}
+        row["shade"] = float(change[:, 3:].nanmean())  # nan, like these two, where none is still the same
         table[name] = row
     return table
+
+
+def reworded(text: str, before: str, after: str) -> str:
+    """A full caption of one thing, with another of the world's words in the place of the first that says `before`."""
+    words = text.split()
+    words[next(i for i, word in enumerate(words) if word in SYNONYMS[before])] = after
+    return " ".join(words)
 
 
 def interpolating(model: UnCLIP, count: int = 50, shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0), steps: int = 100, seed: int = 16) -> Table:
@@ -126,9 +132,9 @@ def turning(model: UnCLIP, count: int = 200, shares: Sequence[float] = (0.0, 0.2
     for scene, name in zip(scenes, names):
         others = [value for value in CHANGED[name] if value != getattr(scene.things[0], name)]
         wanted.append(edit(scene, **{name: others[rng.integers(len(others))]}))
-    # the same seed words both captions alike, so that they differ in what is asked for alone
     before = [caption(scene, "full", np.random.default_rng([seed, i])) for i, scene in enumerate(scenes)]
-    after = [caption(scene, "full", np.random.default_rng([seed, i])) for i, scene in enumerate(wanted)]
+    values = [[getattr(scene.things[0], name) for scene in (old, new)] for old, new, name in zip(scenes, wanted, names)]
+    after = [reworded(text, *pair) for text, pair in zip(before, values)]
     turned = text_diff(model, _small(model, scenes), before, after, list(shares), steps)
     table = {}
     for k, share in enumerate(shares):
@@ -361,7 +367,7 @@ def aesthetic(model: UnCLIP, count: int = 100, scales: Sequence[float] = (1.0, 2
 
     def rated(count: int, seed: int) -> tuple[Tensor, Tensor]:
         pictures = to_tensor(render(sample_scenes(count, seed), side))
-        return model.embed(pictures), simulated_ratings(pictures, rng)
+        return model.embed(pictures).cpu(), simulated_ratings(pictures, rng)
 
     probe = fit_probe(*rated(15 * count, seed))
     z_i, ratings = rated(5 * count, seed + 1)
@@ -370,7 +376,7 @@ def aesthetic(model: UnCLIP, count: int = 100, scales: Sequence[float] = (1.0, 2
     for name, draw in systems(model).items():
         for scale in scales if name in GUIDED else ():
             images = _drawn(draw, texts, seed * count, scale)
-            judged = {"the probe's rating": float(probe(model.embed(images)).mean()), "the rule's own rating": float(taste(images).mean())}
+            judged = {"the probe's rating": float(probe(model.embed(images).cpu()).mean()), "the rule's own rating": float(taste(images).mean())}
             table[f"{name}, guidance {scale:g}"] = judged | {"all_right": _right(model, images, texts)["all_right"]}
     return table
 

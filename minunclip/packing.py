@@ -50,10 +50,13 @@ def _card(run: Path, stage: str, preset: str) -> str:
     if (run / stage / "training.pt").exists():
         identity = json.loads(torch.load(run / stage / "training.pt", map_location="cpu", weights_only=True)["identity"])
         training = identity["training"]
+        facts |= {"seed": identity["seed"]}
         command = f"minunclip train {stage} --preset {facts['preset']} --seed {identity['seed']}"
         command += "".join(f" --{name} {training[name]}" for name in ("steps", "batch_size", "learning_rate", "precision"))
-        facts |= {"command": f"`{command}`", "seed": identity["seed"]}
-    facts |= {name.replace("_", " "): f"{value:.6g}" for name, value in read_log(run / stage / "log.jsonl")[-1].items()}
+        command += "".join(f" --{name} {facts[name]}" for name in ("data", "init", "clip") if name in facts)
+        facts |= {"command": f"`{command}`"} if facts["preset"] != "own" else {}
+    for line in read_log(run / stage / "log.jsonl")[-1:]:
+        facts |= {name.replace("_", " "): f"{value:.6g}" for name, value in line.items()}
     rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
     curve = "\n![loss against step, training and validation, on a logarithmic axis](loss.png)\n" if (run / stage / "loss.png").exists() else ""
     data = "Data: scenes of the captioned world, drawn by `minunclip/data`; no picture from elsewhere. Licence: MIT, as the code.\n\n" + LIMITS

@@ -95,11 +95,11 @@ class Run:
 
     @cached_property
     def validation(self) -> Batch:
-        """Pairs that validation losses are computed on: never trained on, never used for the reported figures. The world has twins too."""
+        """Pairs that validation losses are computed on: never trained on. The world has twins too."""
         if self.world.held is not None:
             held = {name: to_tensor(self.world.held[name].copy()).to(self.device) for name in ("pictures", "small")}
             return {**held, "tokens": torch.from_numpy(self.world.held["captions"][:, 0].astype(np.int64)).to(self.device)}
-        scenes = sample_scenes(min(256, self.preset.world.validation_scenes), seed=self.seed + 2, held_out=True)
+        scenes = sample_scenes(self.preset.world.validation_scenes, seed=self.seed + 2, held_out=True)
         texts = [row[-1] for row in training_captions(scenes, self.seed + 2)]
         tokens = self.world.tokenizer(texts, self.preset.clip.context_length)[0]
         rng = np.random.default_rng([self.seed, 10])
@@ -199,10 +199,15 @@ def on_clip(preset: Preset, clip: CLIPConfig) -> Preset:
     )
 
 
+def _same_weights(model: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value.cpu(), theirs[name].cpu()) for name, value in model.state_dict().items())
+
+
 def adopt_clip(run: Run, clip: CLIP) -> None:
     """Puts a published CLIP where the stages of a run look for the one that they learn from. ValueError where another one is."""
     path, config = run.folder / "clip" / "config.json", config_to_json(clip.config)
     if not path.exists():
         save_model(path.parent, clip, config)
-    elif read_json(path) != config:
+    elif read_json(path) != config or not _same_weights(load_model("clip", path.parent), clip):
         raise ValueError(f"{path.parent} is another CLIP, maybe with stages that have learned from it: give another --out")

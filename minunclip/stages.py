@@ -43,6 +43,8 @@ SOFT_SHARE = 4  # one in so many pictures that CLIP trains on is a blown-up smal
 
 def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
     config = run.preset.clip
+    if settings.batch_size < 2:
+        raise TrainingError("clip: a batch of 1 has no other caption to tell its own from: use 2 or more")
 
     def batch(step: int) -> Batch:
         twins = run.world.held is None
@@ -318,6 +320,6 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
         device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device
         facts = {"preset": next((name for name, preset in PRESETS.items() if preset == run.preset), "own"), "commit": commit()}
         facts |= {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"}
-        facts |= {name: path.name for name, path in (("data", run.data), ("init", run.init)) if path is not None}
+        facts |= {name: path.name for name, path in (("data", run.data), ("init", run.init), ("clip", run.published)) if path is not None}
         write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))
     return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, **options, **looks)

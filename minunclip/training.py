@@ -156,8 +156,8 @@ def fit(
 
     `batch(step)` gives tensors with a first dimension of `settings.batch_size`; `loss(model, batch)` a scalar. `validate` and `sample` see the
     moving average; `sample` gives a picture, uint8 (H, W, 3). `folder` holds the log, pictures and checkpoint; with `resume` a run that was cut
-    short there goes on. `stop_after` ends the run at that step, as Ctrl-C would. With `track` TensorBoard finds it all in `folder` too.
-    Raises TrainingError on a loss that is not finite.
+    short there goes on. `stop_after` ends the run at that step, as Ctrl-C would; a run that is past it stays as it is. With `track` TensorBoard
+    finds it all in `folder` too. Raises TrainingError on a loss that is not finite.
     Under torchrun every process calls it alike, and the first one alone writes (see `minunclip.distributed`).
     """
     device = next(model.parameters()).device
@@ -173,6 +173,7 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     identity = _identity({"training": asdict(settings), "model": model_config, "seed": seed})
     checkpoint, log = folder / "training.pt", folder / "log.jsonl"
+    end = settings.steps if stop_after is None else min(stop_after, settings.steps)
     first, seconds, state = 0, 0.0, None
     if resume and checkpoint.exists():
         try:
@@ -218,7 +219,7 @@ def fit(
     pending: list[Tensor] = []
     step, started, waited = first, time.perf_counter(), 0.0
     try:
-        while step < settings.steps:
+        while step < end:
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = learning_rate_at(step, settings)
             before = time.perf_counter()
@@ -244,7 +245,7 @@ def fit(
             pending.append(total)
             step += 1
             stop = distributed.anywhere(bool(stopping), device)
-            due = step % settings.checkpoint_every == 0 or step == settings.steps or stop or step == stop_after
+            due = step % settings.checkpoint_every == 0 or step == end or stop
             if sharded and (due or step % settings.validate_every == 0 or step % settings.sample_every == 0):
                 distributed.put_together(average, shown)
             if step % LOG_EVERY == 0 or due:  # the only places where the host waits for the device
@@ -282,10 +283,8 @@ def fit(
                         board.add_image("samples", picture, step, dataformats="HWC")
             if due:
                 distributed.wait_for_all()  # nobody leaves, or goes on to the next stage, before the files are written
-            if stop or step == stop_after:
-                if stop:
-                    raise KeyboardInterrupt
-                break
+            if stop:
+                raise KeyboardInterrupt
     except torch.OutOfMemoryError:
         raise TrainingError(f"{name}: out of memory at step {step}: halve batch_size, or double accumulation") from None
     except RuntimeError as error:

@@ -57,6 +57,8 @@ def test_a_session_goes_on_where_it_stopped_and_questions_do_not_mix(tmp_path):
     assert comparison(path, seed=1).done == 0
     simulate(again, bright)
     assert again.next() is None
+    with pytest.raises(ValueError, match="answers to 40 pairs"):
+        Comparison(BRIGHT[:9], DARK[:9], CAPTIONS[:9], path, names=("bright", "dark"))
     with pytest.raises(ValueError, match="every pair has been judged"):
         again.answer("left")
 

@@ -57,6 +57,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["sample", "a star", "--weights", "no/such/folder"], "is no folder with weights"),
         (["train", "clip", "--preset", "tiny", "--steps", "0"], "at least 1"),
         (["train", "prior", "--preset", "tiny", "--out", "run"], "has no trained CLIP"),
+        (["train", "prior", "--preset", "tiny", "--out", "run", "--compile", "false", "--track", "false", "--sharded"], "has no trained CLIP"),
+        (["data", "preview", "--held_out", "--count", "0"], "count is 0"),
         (["data", "preview", "--count", "0"], "count is 0"),
         (["pack", "no/such/run", "weights"], "config.json is missing"),
     ],

@@ -187,6 +187,9 @@ def test_x_0_of_a_latent_is_bounded_where_latents_end(model: DiffusionPrior, mon
     monkeypatch.setattr(model, "forward", lambda noised, *_: answer.expand_as(noised))
     drawn = sample_prior(model, SCHEDULE, *captions(1), seeds=[0])[0][0]
     torch.testing.assert_close(drawn, torch.nn.functional.normalize(answer.clamp(-5, 5), dim=0))
+    monkeypatch.setattr(model, "latent_scale", LatentScale(10 * DIM**0.5))  # latents ten times as large end ten times as far out
+    drawn = sample_prior(model, SCHEDULE, *captions(1), seeds=[0])[0][0]
+    torch.testing.assert_close(drawn, torch.nn.functional.normalize(answer, dim=0))
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "dpm"])

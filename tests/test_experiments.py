@@ -1,6 +1,7 @@
 import inspect
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,12 +90,13 @@ def test_a_way_begins_at_the_first_thing_and_ends_at_the_second(model, monkeypat
 def test_a_perfect_text_diff_flips_what_is_asked_and_keeps_the_rest(model, monkeypatch):
     asked = []
     monkeypatch.setattr(experiments, "text_diff", lambda model, images, before, after, shares, steps: asked.append((before, after)) or images[:, None])
-    table = experiments.turning(model, count=9, shares=[0.5])
-    (before, after), scenes = asked[0], experiments.single_things(9, 3)
+    table = experiments.turning(model, count=60, shares=[0.5])
+    (before, after), scenes = asked[0], experiments.single_things(60, 3)
     for old, new, scene in zip(before, after, scenes):
         report = compare(parse(new), scene)
         wrong = [name for name, number in report.asked.items() if report.right.get(name, 0) < number]
         assert compare(parse(old), scene).all_right and len(wrong) == 1 and wrong[0] in experiments.CHANGED
+        assert sum(one != other for one, other in zip(old.split(), new.split(), strict=True)) == 1
     assert set(table) == {"theta 0.5"}
 
 
@@ -237,6 +239,12 @@ def test_all_goes_on_where_it_stopped(tiny_weights, tmp_path, capsys, monkeypatc
     again, printed = run("all")
     assert again == ["varying", "race"] and all(f"{name}\n\n| | figure |" in printed for name in everything)
     assert run("typographic")[0] == ["typographic"] and run("all", "--seeds", "2")[0] == [name for name in everything for _ in range(2)]
+
+
+def test_experiments_need_a_checker(tiny_weights, tmp_path, capsys):
+    shutil.copytree(tiny_weights, tmp_path / "own", ignore=shutil.ignore_patterns("checker"))
+    assert main(["experiment", "typographic", "--weights", str(tmp_path / "own")]) == 2
+    assert "has no checker" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["levitation"], ["typographic", "--seeds", "0"], ["typographic", "--out", "nowhere/at/all"]])

@@ -110,15 +110,17 @@ def test_broken_files_have_a_reason_each(folder: Path, tmp_path: Path) -> None:
 def test_lists_of_three_kinds_say_the_same_and_may_not_lead_out_of_the_folder(folder: Path, tmp_path: Path) -> None:
     scribble(1).save(tmp_path / "outside.png")
     names = ["01.png", "more/00.png", "../outside.png", str(tmp_path / "outside.png"), "gone.png"]
-    captions = [["one", "another"], ["two"], ["three"], ["four"], ["five"]]
-    expected = [("01.png", ("one", "another"), "01.png", folder / "01.png"), ("more/00.png", ("two",), "more/00.png", folder / "more" / "00.png")]
+    captions = [["one\u2028line", "another"], ["two"], ["three"], ["four"], ["five"]]
+    expected = [("01.png", ("one\u2028line", "another"), "01.png", folder / "01.png"), ("more/00.png", ("two",), "more/00.png", folder / "more" / "00.png")]
     coco = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
         "annotations": [{"image_id": i, "caption": text} for i, texts in enumerate(captions) for text in texts],
     }
     rows = "".join(f"{name},{text}\n" for name, texts in zip(names, captions) for text in texts)
-    lines = "".join(json.dumps({"file_name": name, "text": texts if len(texts) > 1 else texts[0]}) + "\n" for name, texts in zip(names, captions))
-    for name, content in (("metadata.csv", "file_name,text\n" + rows), ("metadata.jsonl", lines + lines.splitlines()[0]), ("captions.json", json.dumps(coco))):
+    lines = "".join(
+        json.dumps({"file_name": name, "text": texts if len(texts) > 1 else texts[0]}, ensure_ascii=False) + "\n" for name, texts in zip(names, captions)
+    )
+    for name, content in (("metadata.csv", "file_name,text\n" + rows), ("metadata.jsonl", lines + lines.split("\n")[0]), ("captions.json", json.dumps(coco))):
         (folder / name).write_text(content)
         found = list_folder(folder)
         assert [picture[:4] for picture in found.pictures] == expected
@@ -138,8 +140,10 @@ def test_a_list_that_is_no_list_gets_one_line_that_names_it(folder: Path, name: 
     assert name in error and len(error.splitlines()) == 1
 
 
-def test_a_collection_is_read_once_split_by_name_and_holds_what_the_pictures_show(folder: Path, tmp_path: Path) -> None:
+def test_a_collection_is_read_once_split_by_name_and_holds_what_the_pictures_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = build_collection(TINY, folder, tmp_path / "data")
+    monkeypatch.chdir(folder.parent)
+    assert build_collection(TINY, Path(folder.name), tmp_path / "data").folder == world.folder
     assert world.held is not None and len(world) == 27 and len(world.held["pictures"]) == 3
     assert world.captions.shape == (27, 2, TINY.clip.context_length)
     by_caption = {world.tokenizer.decode([t for t in row[0].tolist() if t > 1]).strip(): picture for row, picture in zip(world.captions, world.pictures)}

@@ -116,8 +116,10 @@ def test_what_is_pushed_comes_back(cache: Path, remote: Path, tmp_path: Path, ca
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"weights": "of others"}))
     assert main(["push", str(copy), NAME, "--figures", str(other)]) == 2 and main(["push", str(copy), "nameless"]) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert "figures of other weights" in first and "write owner/name" in second
+    other.write_text(json.dumps({"weights": "of others", "clip": {}}))
+    assert main(["push", str(copy), NAME, "--figures", str(other)]) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "without --captions" in first and "write owner/name" in second and "figures of other weights" in third
 
 
 def test_a_model_without_cards_says_so(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:

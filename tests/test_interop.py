@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
@@ -199,6 +200,12 @@ def test_the_chain_trains_on_a_published_clip(tmp_path: Path, capsys: pytest.Cap
     assert main(["sample", "a red circle", "--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "picture.png")]) == 0
     assert (tmp_path / "picture.png").is_file()
     capsys.readouterr()
+    shutil.copytree(tmp_path / "published", tmp_path / "other")
+    again = hugging_face("quick_gelu", words=517)  # of the same sizes
+    next(again.parameters()).data.add_(1)
+    again.float().save_pretrained(tmp_path / "other")
+    assert main(["train", "prior", "--preset", "tiny", "--clip", str(tmp_path / "other"), "--device", "cpu", "--out", str(run)]) == 2
+    assert "is another CLIP" in capsys.readouterr().err.splitlines()[-1]
     theirs.config.vision_config.hidden_act = theirs.config.text_config.hidden_act = "gelu"
     theirs.save_pretrained(tmp_path / "published")
     for command, message in ((["train", "prior", "--out", str(run)], "is another CLIP"), (["train", "clip"], "leave --init out, and the stage clip")):

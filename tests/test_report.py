@@ -127,7 +127,7 @@ def test_own_captions_are_judged_without_true_pictures(tiny_weights, tmp_path, c
         (b"\xff\xfe\xff", [], "not UTF-8"),
         (None, [], "own.txt"),
         (b"a star", ["--size", "17"], "size 17"),
-        (b"a star", ["--count", "1"], "count is 1"),
+        (b"a star", ["--count", "3"], "count is 3"),
         (b"a star", ["--seed", "-1"], "seed -1"),
         (b"a star", ["--json", "nowhere/a.json"], "nowhere"),
     ],

@@ -203,6 +203,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, whole: Path, stop: in
     assert_same(tmp_path, whole)
 
 
+def test_a_run_past_where_it_is_to_stop_stays_as_it_is(tmp_path: Path) -> None:
+    kept = run(tmp_path, stop_after=20).state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in run(tmp_path, stop_after=10).state_dict().items())
+    assert all(torch.equal(value, kept[name]) for name, value in run(tmp_path, stop_after=20).state_dict().items())
+    assert read_log(tmp_path / "log.jsonl")[-1]["step"] == 20
+
+
 def test_a_finished_run_is_left_as_it_is_and_mends_an_older_model(tmp_path: Path, whole: Path) -> None:
     run(tmp_path, stop_after=20)
     older = (tmp_path / "model.safetensors").read_bytes()

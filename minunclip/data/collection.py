@@ -93,7 +93,7 @@ def _key(listing: Listing, sizes: tuple[int, ...], preset: Preset, tokenizer: To
     digest = hashlib.sha256(repr((sizes, words, seed, crop)).encode())
     stamps = {file: file.stat().st_mtime_ns for file in {picture.file for picture in listing.pictures}}
     for picture in listing.pictures:
-        digest.update(repr((picture, stamps[picture.file])).encode())
+        digest.update(repr((picture._replace(file=picture.file.resolve()), stamps[picture.file])).encode())
     return digest.hexdigest()[:12]
 
 

@@ -169,7 +169,7 @@ def _entry(name: Any, captions: list[Any], group: Any = None) -> Entry:
 
 
 def _json_lines(content: str) -> list[Entry]:
-    rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+    rows = [json.loads(line) for line in content.split("\n") if line.strip()]  # splitlines would also cut at U+2028, which JSON allows in a string
     return [_entry(row["file_name"], row["text"] if isinstance(row["text"], list) else [row["text"]], row.get("group")) for row in rows]
 
 

@@ -179,9 +179,10 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
     Numbers in [1/2, 1) alone draw from the top half of the distribution: from its median up.
     """
-    cumulative = probabilities.double().cumsum(dim=-1)
-    token = torch.searchsorted(cumulative, uniform.double()[:, None] * cumulative[:, -1:], right=True)
-    return token[:, 0].clamp(max=probabilities.shape[-1] - 1)
+    device = torch.device("cpu") if probabilities.device.type == "mps" else probabilities.device  # mps has no float64
+    cumulative = probabilities.to(device).double().cumsum(dim=-1)
+    token = torch.searchsorted(cumulative, uniform.to(device).double()[:, None] * cumulative[:, -1:], right=True)
+    return token[:, 0].clamp(max=probabilities.shape[-1] - 1).to(probabilities.device)
 
 
 @torch.no_grad()

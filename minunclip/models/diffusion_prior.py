@@ -98,6 +98,7 @@ class DiffusionPrior(nn.Module):
 
     mean: Tensor
     std: Tensor
+    causal = True  # section 2.2; an experiment takes it away
 
     def __init__(self, config: DiffusionPriorConfig):
         super().__init__()
@@ -127,6 +128,11 @@ class DiffusionPrior(nn.Module):
         """Image embeddings (B, d) as they are diffused."""
         return self.latent_scale.scale(z_i) if self.config.latent == "scaled" else (z_i - self.mean) / self.std
 
+    @property
+    def latent_clip(self) -> float:
+        """How far from 0 a guess of the clean latent may be, number by number."""
+        return LATENT_CLIP * (self.latent_scale.factor / math.sqrt(self.config.embedding_dim) if self.config.latent == "scaled" else 1.0)
+
     def from_latent(self, latent: Tensor) -> Tensor:
         """Image embeddings (B, d) from what has been drawn."""
         if self.config.latent == "standardised":
@@ -145,7 +151,7 @@ class DiffusionPrior(nn.Module):
         rest = torch.stack([time, noised, self.final.expand_as(noised)], dim=1) + self.positions
         # the paper's order: encoded text, z_t, timestep, noised z_i, final
         x = torch.cat([text, rest], dim=1)
-        x = self.transformer(x, causal=True, key_mask=F.pad(visible, (0, 3), value=True))
+        x = self.transformer(x, causal=self.causal, key_mask=F.pad(visible, (0, 3), value=True))
         return self.to_embedding(self.norm(x[:, -1]))
 
 
@@ -211,7 +217,7 @@ def sample_prior(
         guidance,
     )
     process = model.config.diffusion
-    denoiser = make_denoiser(network, schedule, process.objective, clip=LATENT_CLIP)
+    denoiser = make_denoiser(network, schedule, process.objective, clip=model.latent_clip)
     z_i = sample(denoiser, schedule, noise(z_t), sampler or process.sampler, process.sampling_steps if steps is None else steps, noise, errors=errors)
     z_i = rearrange(model.from_latent(z_i), "(b c) d -> b c d", c=candidates)
     scores = (z_i * text_embedding[:, None]).sum(dim=-1)
@@ -225,6 +231,6 @@ def prior_errors(
 ) -> list[float]:
     """How far the prior is from the truth at each of `steps` timesteps, on pairs (shapes as in `prior_loss`): what Analytic-DPM needs."""
     denoiser = make_denoiser(
-        lambda x_t, t: model(x_t, t, encoded_text, text_mask, text_embedding), schedule, model.config.diffusion.objective, clip=LATENT_CLIP
+        lambda x_t, t: model(x_t, t, encoded_text, text_mask, text_embedding), schedule, model.config.diffusion.objective, clip=model.latent_clip
     )
     return x_0_errors(denoiser, schedule, model.to_latent(image_embedding), steps)
