@@ -111,7 +111,7 @@ def test_lists_of_three_kinds_say_the_same_and_may_not_lead_out_of_the_folder(fo
     scribble(1).save(tmp_path / "outside.png")
     names = ["01.png", "more/00.png", "../outside.png", str(tmp_path / "outside.png"), "gone.png"]
     captions = [["one\u2028line", "another"], ["two"], ["three"], ["four"], ["five"]]
-    expected = [("01.png", ("one\u2028line", "another"), "01.png", folder / "01.png"), ("more/00.png", ("two",), "more/00.png", folder / "more" / "00.png")]
+    expected = [("01.png", ("one line", "another"), "01.png", folder / "01.png"), ("more/00.png", ("two",), "more/00.png", folder / "more" / "00.png")]
     coco = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
         "annotations": [{"image_id": i, "caption": text} for i, texts in enumerate(captions) for text in texts],
