@@ -79,7 +79,9 @@ def train(stage: str, folder: Path, seed: int, fault: str | None = None) -> list
         settings, model, batch, loss, looks = prepare(stage, run, settings)
         try:
             fit(model, batch, loss, settings, place, name=place.name, model_config=asdict(model.config), seed=seed, validate=looks["validate"])
-        except TrainingError as error:
+        except TrainingError as error:  # a learning rate that is far too large
+            if "not finite" not in str(error) and "the loss is" not in str(error):
+                raise
             print(error)
     return [{key: float(f"{line[key]:.4g}") for key in ("step", *FIGURES) if key in line} for line in read_log(place / "log.jsonl")]
 

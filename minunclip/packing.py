@@ -69,9 +69,14 @@ def pack(run: Path, weights: Path) -> None:
     """A training run's folder to one that ships: weights in float16 (those of EIGHT_BITS: in eight bits), the tokenizer, and a card a
     stage with its figures and its loss curve.
 
-    Everything is read and checked before the first file is written. Stages of OPTIONAL that the run lacks are left out.
+    Everything is read and checked before the first file is written. Stages of OPTIONAL that the run lacks are left out, and so is an autoregressive
+    prior that was not trained anew where CLIP was: its components and buckets are those of another CLIP.
     """
     stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (run / stage).is_dir()]
+    trained = {stage for stage in stages if (run / stage / "training.pt").exists()}
+    if "ar-prior" in stages and "clip" in trained and "ar-prior" not in trained:
+        stages.remove("ar-prior")
+        print(f"{run / 'ar-prior'} has not learned from this CLIP, and is left out: `minunclip train ar-prior` makes it follow")
     models: dict[str, Any] = {stage: load_model(stage, run / stage) for stage in stages}
     tokenizer = _only_tokenizer(run)
     require_fit(run, models, tokenizer)

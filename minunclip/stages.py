@@ -306,10 +306,15 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
     """Trains one stage of STAGES or BASELINES in `run.folder / stage` and returns its moving average; `options` go to `training.fit`."""
     if run.init is not None and rank() == 0:
         for other in STAGES:  # those that are not trained further are used, and packed, as they are; the checker knows the captioned world alone
-            if (run.init / other).is_dir() and not (run.folder / other).exists() and (run.data is None or other != "checker"):
-                (run.folder / other).mkdir(parents=True)
+            ours, theirs = (home / other / "model.safetensors" for home in (run.folder, run.init))
+            if not theirs.exists() or (run.data is not None and other == "checker"):
+                continue
+            if not ours.parent.exists():
+                ours.parent.mkdir(parents=True)
                 for name in ("config.json", "model.safetensors"):
-                    shutil.copyfile(run.init / other / name, run.folder / other / name)
+                    shutil.copyfile(theirs.with_name(name), ours.with_name(name))
+            elif other != stage and not (ours.parent / "training.pt").exists() and ours.read_bytes() != theirs.read_bytes():
+                raise TrainingError(f"{run.folder} began from other weights than {run.init}: give another --out, or delete it to begin anew")
     settings, model, batch, loss, looks = prepare(stage, run, settings)
     if run.init is not None and stage not in ("ar-prior", "decoder", "glide"):  # these have seen to it: part of them is fitted to CLIP's embeddings
         load_weights(model, run.init / stage / "model.safetensors")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +275,23 @@ def test_what_is_fitted_to_embeddings_is_fitted_anew_where_clip_was_trained_furt
     ours = load_file(tmp_path / "free" / "clip" / "model.safetensors")["token_embedding.weight"]
     # two short steps away from where it started: the decoder of the weights, or the words of the new CLIP
     assert (words["free"] - ours).abs().mean() < (words["frozen"] - ours).abs().mean()
+
+
+@pytest.mark.slow
+def test_an_autoregressive_prior_of_another_clip_is_not_packed(folder: Path, tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--preset", "tiny", "--data", str(folder), "--init", str(tiny_weights), "--steps", "2", "--out", str(tmp_path / "run")]
+    for stage in ("clip", "prior", "decoder"):
+        assert main(["train", stage, *options]) == 0
+    assert main(["pack", str(tmp_path / "run"), str(tmp_path / "packed")]) == 0
+    assert "has not learned from this CLIP" in capsys.readouterr().out and not (tmp_path / "packed" / "ar-prior").exists()
+    assert main(["train", "ar-prior", *options]) == 0 and main(["pack", str(tmp_path / "run"), str(tmp_path / "whole")]) == 0
+    assert (tmp_path / "whole" / "ar-prior" / "card.md").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_began_from_other_weights_is_not_mixed_with_new_ones(tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(tiny_weights, tmp_path / "weights")
+    command = ["train", "decoder", "--preset", "tiny", "--init", str(tmp_path / "weights"), "--steps", "2", "--out", str(tmp_path / "run")]
+    assert main(command) == 0 and main(command) == 0
+    shutil.copyfile(tiny_weights / "upsampler2" / "model.safetensors", tmp_path / "weights" / "upsampler1" / "model.safetensors")
+    assert main(command) == 2 and "began from other weights" in capsys.readouterr().err.splitlines()[-1]
