@@ -137,38 +137,57 @@ def prior_choices(model: UnCLIP, folder: Path, count: int = 100, steps: int = 40
     return table
 
 
-def decoder_choices(
-    model: UnCLIP, folder: Path, count: int = 100, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
-) -> Table:
-    """What each choice of the decoder is worth, at half its width and a seventh of its training, with the paper's drops.
+def _changed(config: Any, change: dict[str, Any]) -> Any:
+    """The config with those of the changes whose fields it has."""
+    return replace(config, **{key: value for key, value in change.items() if hasattr(config, key)})
 
-    Validation losses compare rows of one objective only.
+
+def _decoders(
+    model: UnCLIP, folder: Path, count: int, scenes: int, seed: int, settings: TrainingConfig | None, width: int, changes: dict[str, dict[str, Any]]
+) -> Table:
+    """Decoders with the paper's drops, at half the width of `model`'s and a seventh of its training: one as it is, then one for each change.
+
+    A change names fields of DecoderConfig, TrainingConfig, DiffusionConfig or UNetConfig. Validation losses compare rows of one objective only.
     """
     judge, table, run = Judge(model, count, seed), {}, short_run(model, folder, seed, scenes)
     own = replace(run.preset.decoder, unet=replace(run.preset.decoder.unet, width=width), embedding_drop=0.1, caption_drop=0.5)
-    process = own.diffusion
     short = settings or replace(run.preset.training["decoder"], steps=1000, batch_size=32, ema_decay=0.99)
-    cases: dict[str, tuple[Any, TrainingConfig]] = {
-        "as it is": (own, short),
-        "predicts epsilon and a variance": (replace(own, diffusion=replace(process, objective="epsilon", learned_variance=True)), short),
-        "predicts v": (replace(own, diffusion=replace(process, objective="v")), short),
-        "1 context token": (replace(own, context_tokens=1), short),
-        "8 context tokens": (replace(own, context_tokens=8), short),
-        "embedding dropped in 5 %": (replace(own, embedding_drop=0.05), short),
-        "embedding dropped in 30 %": (replace(own, embedding_drop=0.3), short),
-        "caption never shown": (replace(own, caption_drop=1.0), short),
-        "text transformer from scratch": (replace(own, text_start="scratch"), short),
-        "z_i not whitened": (replace(own, whiten=False), short),
-        "no convolutions on single pixels": (replace(own, unet=replace(own.unet, fine=0)), short),
-        "no moving average": (own, replace(short, ema_decay=0.0)),
-    }
-    for k, (name, (config, training)) in enumerate(cases.items()):
-        changed = replace(run, preset=replace(run.preset, decoder=config, training=run.preset.training | {"decoder": training}))
-        where = f"decoder-choices-{k}"
-        network = _fit(changed, "decoder", where)
-        last = read_log(run.folder / where / "log.jsonl")[-1]
+    for name, change in {"as it is": {}, **changes}.items():
+        decoder = _changed(replace(own, diffusion=_changed(own.diffusion, change), unet=_changed(own.unet, change)), change)
+        training = run.preset.training | {"decoder": _changed(short, change)}
+        where = run.folder / f"decoder, {name}"
+        network = _fit(replace(run, preset=replace(run.preset, decoder=decoder, training=training)), "decoder", where.name)
+        last = read_log(where / "log.jsonl")[-1]
         table[name] = {"training seconds": last["seconds"], "validation loss": last["validation_loss"], **judge.decoder(network)}
     return table
 
 
-TRAININGS: dict[str, Callable[..., Table]] = {function.__name__.replace("_", "-"): function for function in (race, prior_choices, decoder_choices)}
+def decoder_objectives(
+    model: UnCLIP, folder: Path, count: int = 100, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
+) -> Table:
+    """What the decoder is asked for: x_0 as it is, or, as in the paper, the noise with a learned variance, or v."""
+    changes = {"predicts epsilon and a variance": {"objective": "epsilon", "learned_variance": True}, "predicts v": {"objective": "v"}}
+    return _decoders(model, folder, count, scenes, seed, settings, width, changes)
+
+
+def decoder_choices(
+    model: UnCLIP, folder: Path, count: int = 100, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
+) -> Table:
+    """What each other choice of the decoder is worth."""
+    changes: dict[str, dict[str, Any]] = {
+        "1 context token": {"context_tokens": 1},
+        "8 context tokens": {"context_tokens": 8},
+        "embedding dropped in 5 %": {"embedding_drop": 0.05},
+        "embedding dropped in 30 %": {"embedding_drop": 0.3},
+        "caption never shown": {"caption_drop": 1.0},
+        "text transformer from scratch": {"text_start": "scratch"},
+        "z_i not whitened": {"whiten": False},
+        "no convolutions on single pixels": {"fine": 0},
+        "no moving average": {"ema_decay": 0.0},
+    }
+    return _decoders(model, folder, count, scenes, seed, settings, width, changes)
+
+
+TRAININGS: dict[str, Callable[..., Table]] = {
+    function.__name__.replace("_", "-"): function for function in (race, prior_choices, decoder_objectives, decoder_choices)
+}
