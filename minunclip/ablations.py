@@ -153,6 +153,7 @@ def _decoders(
     own = replace(run.preset.decoder, unet=replace(run.preset.decoder.unet, width=width), embedding_drop=0.1, caption_drop=0.5)
     short = settings or replace(run.preset.training["decoder"], steps=1000, batch_size=32, ema_decay=0.99)
     for name, change in {"as it is": {}, **changes}.items():
+        assert all(any(hasattr(config, key) for config in (own, own.diffusion, own.unet, short)) for key in change), change
         decoder = _changed(replace(own, diffusion=_changed(own.diffusion, change), unet=_changed(own.unet, change)), change)
         training = run.preset.training | {"decoder": _changed(short, change)}
         where = run.folder / f"decoder, {name}"
@@ -166,7 +167,10 @@ def decoder_objectives(
     model: UnCLIP, folder: Path, count: int = 100, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
 ) -> Table:
     """What the decoder is asked for: x_0 as it is, or, as in the paper, the noise with a learned variance, or v."""
-    changes = {"predicts epsilon and a variance": {"objective": "epsilon", "learned_variance": True}, "predicts v": {"objective": "v"}}
+    changes: dict[str, dict[str, Any]] = {
+        "predicts epsilon and a variance": {"objective": "epsilon", "learned_variance": True},
+        "predicts v": {"objective": "v"},
+    }
     return _decoders(model, folder, count, scenes, seed, settings, width, changes)
 
 

@@ -5,6 +5,7 @@ written down (`taste`); the probe never sees the rule, only pictures' z_i and no
 """
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,12 +47,20 @@ def read_ratings(path: Path) -> list[tuple[Path, float]]:
     """Pictures with ratings from a CSV with the columns `file_name` (from its own folder) and `rating`. ValueError names the line that is not so."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
-        if not {"file_name", "rating"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path} must have the columns file_name and rating in its first line")
         found = []
-        for row in rows:
-            try:
-                found.append((path.parent / row["file_name"], float(row["rating"])))
-            except (TypeError, ValueError):
-                raise ValueError(f"{path}, line {rows.line_num}: {row['rating']!r} is no number") from None
+        try:
+            if not {"file_name", "rating"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{path} must have the columns file_name and rating in its first line")
+            for row in rows:
+                try:
+                    rating = float(row["rating"])
+                except (TypeError, ValueError):
+                    rating = math.nan
+                if not math.isfinite(rating):
+                    raise ValueError(f"{path}, line {rows.line_num}: {row['rating']!r} is no number")
+                found.append((path.parent / row["file_name"], rating))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no CSV in UTF-8: {error}") from None
+    if len(found) < 2:
+        raise ValueError(f"{path} has {len(found)} ratings: two pictures at least")
     return found

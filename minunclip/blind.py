@@ -58,9 +58,10 @@ class Comparison:
         self.question, self.names, self.seed = question, names, seed
         # whose picture stands on the left: drawn anew for every pair, from the seed alone, so that a session can go on
         self.left_is_first = np.random.default_rng(seed).integers(2, size=len(captions)).astype(bool)
-        self.done = len(self._own(read_answers(path)))
-        if self.done > len(captions):
-            raise ValueError(f"{path} has answers to {self.done} pairs of these systems, and here are {len(captions)}: choose another file")
+        judged = [row["caption"] for row in self._own(read_answers(path))]
+        if judged != list(captions[: len(judged)]):
+            raise ValueError(f"{path} has answers of these systems to other captions: choose another file")
+        self.done = len(judged)
 
     def _own(self, answers: list[dict[str, str]]) -> list[dict[str, str]]:
         mine = (self.question, *self.names, str(self.seed))

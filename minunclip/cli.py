@@ -23,7 +23,7 @@ from minunclip.aesthetics import fit_probe, read_ratings
 from minunclip.budget import PEAK, cost, measure, memory
 from minunclip.budget import as_text as budget_as_text
 from minunclip.config import BASELINES, PRESETS, STAGES, Preset, TrainingConfig
-from minunclip.data.captions import LEVELS, caption, parse
+from minunclip.data.captions import LEVELS, caption, never_said
 from minunclip.data.checker import matches
 from minunclip.data.collection import refusal
 from minunclip.data.emoji import build_emoji
@@ -162,7 +162,7 @@ def warn(model: UnCLIP, captions: Sequence[str]) -> None:
     """A line on stderr for each word that the models cannot know, and for each caption that they cannot read to its end."""
     context = model.models["clip"].config.context_length
     for text in dict.fromkeys(captions):
-        for word in parse(text).unknown if "checker" in model.models else ():  # weights without one are not of the captioned world
+        for word in never_said(text) if "checker" in model.models else ():  # weights without one are not of the captioned world
             print(f"warning: the models have never seen the word {word!r}", file=sys.stderr)
         if model.tokenizer.length(text) > context:
             print(f"warning: caption cut to {context} tokens: {text[:60]!r}", file=sys.stderr)
@@ -214,9 +214,8 @@ def sample(
     pictures = list(model.generate(texts, prior, seeds, size, guidance, prior_guidance).pictures.values())[-1]
     if signature:
         pictures = np.stack([sign(picture) for picture in pictures])
-    diffusion = model.models["decoder"].config.diffusion
     facts: dict[str, object] = {"prior": prior, "guidance": guidance, "prior_guidance": prior_guidance}
-    facts |= {"sampler": f"{diffusion.sampler}, {diffusion.sampling_steps} steps", "weights": weights_id(Path(weights))}
+    facts |= {"sampler": sampler_of(model), "weights": weights_id(Path(weights))}
     for i, (text, number, picture) in enumerate(zip(texts, seeds, pictures)):
         name = path if len(texts) == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
         save_picture(name, picture, {"prompt": text, "seed": number, **facts})
@@ -227,6 +226,12 @@ def sample(
 def slug(text: str) -> str:
     """A caption as a short file name."""
     return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:60].rstrip("-") or "picture"
+
+
+def sampler_of(model: UnCLIP) -> str:
+    """How the decoder draws, for the facts that a picture carries."""
+    diffusion = model.models["decoder"].config.diffusion
+    return f"{diffusion.sampler}, {diffusion.sampling_steps} steps"
 
 
 def demo(
@@ -247,7 +252,8 @@ def demo(
     last = pictures[max(pictures)]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"prompt": prompt, "seed": seed, "prior": prior, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE, "weights": weights_id(Path(weights))}
+    facts = {"prompt": prompt, "seed": seed, "prior": prior, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE}
+    facts |= {"sampler": sampler_of(model), "weights": weights_id(Path(weights))}
     save_picture(folder / f"{slug(prompt)}.png", last, facts)
     strip = folder / f"{slug(prompt)}-stages.png"
     stages_figure(strip, prompt, drawn.candidates[0].tolist(), frames, pictures)

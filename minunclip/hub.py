@@ -27,7 +27,7 @@ def local_folder(weights: str | Path) -> Path:
     hub = _hub(str(weights))
     try:
         return Path(hub.snapshot_download(str(weights), allow_patterns=list(FILES)))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+    except (OSError, ValueError, hub.errors.HTTPError) as error:
         raise ValueError(f"{weights} is no folder, and the Hub does not give it ({str(error).strip().splitlines()[0]}): check name and connection") from None
 
 
@@ -62,6 +62,6 @@ def push(folder: Path, name: str, private: bool = False, figures: str = "") -> s
         address = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(FILES))
         hub.upload_file(repo_id=name, path_or_fileobj=card.encode(), path_in_repo="README.md")
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+    except (OSError, ValueError, hub.errors.HTTPError) as error:
         raise ValueError(f"the Hub did not take {name} ({str(error).strip().splitlines()[0]}): log in with `hf auth login`, check name and rights") from None
     return str(address)

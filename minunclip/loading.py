@@ -97,7 +97,7 @@ def read_json(path: Path, remedy: str = "run `make weights`, or copy the folder 
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {remedy}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} is not JSON: copy the folder again") from None
 
 
@@ -164,6 +164,9 @@ def load_model(stage: str, folder: Path) -> nn.Module:
     path = folder / "config.json"
     config = config_from_json(config_class, read_json(path), str(path))
     with torch.random.fork_rng(devices=[]):  # a training that loads CLIP in the middle of a step must draw the same noise as one that has it
-        model = model_class(config)
+        try:
+            model = model_class(config)
+        except (ArithmeticError, RuntimeError, AssertionError, MemoryError) as error:
+            raise ValueError(f"{path}: no model can be made with these sizes ({str(error).splitlines()[0]})") from None
     load_weights(model, folder / "model.safetensors")
     return model.eval()

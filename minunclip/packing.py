@@ -10,7 +10,7 @@ import torch
 
 from minunclip.config import BASELINES, PRESETS, STAGES
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.loading import config_to_json, load_model
+from minunclip.loading import config_to_json, load_model, read_tensors
 from minunclip.pipeline import OPTIONAL, require_fit
 from minunclip.training import read_log, save_model, write_atomically
 
@@ -74,16 +74,24 @@ def pack(run: Path, weights: Path) -> None:
     """
     stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (run / stage).is_dir()]
     trained = {stage for stage in stages if (run / stage / "training.pt").exists()}
-    if "ar-prior" in stages and "clip" in trained and "ar-prior" not in trained:
+    stale = [stage for stage in ("prior", "decoder", "ar-prior") if stage in stages and "clip" in trained and stage not in trained]
+    if stale and stale != ["ar-prior"]:
+        raise ValueError(f"{run / stale[0]} has not learned from the CLIP that was trained here: `minunclip train {stale[0]}` makes it follow")
+    if stale:
         stages.remove("ar-prior")
-        print(f"{run / 'ar-prior'} has not learned from this CLIP, and is left out: `minunclip train ar-prior` makes it follow")
+        print(f"{run / 'ar-prior'} has not learned from the CLIP that was trained here, and is left out: `minunclip train ar-prior` makes it follow")
     models: dict[str, Any] = {stage: load_model(stage, run / stage) for stage in stages}
     tokenizer = _only_tokenizer(run)
     require_fit(run, models, tokenizer)
     preset = next((name for name, preset in PRESETS.items() if preset.clip == models["clip"].config), "own")
     cards = {stage: _card(run, stage, preset) for stage in stages if (run / stage / "log.jsonl").exists()}
     for stage, model in models.items():
-        save_model(weights / stage, model, config_to_json(model.config), torch.int8 if stage in EIGHT_BITS else torch.float16)
+        if stage not in trained and torch.float32 not in {tensor.dtype for tensor in read_tensors(run / stage / "model.safetensors").values()}:
+            (weights / stage).mkdir(parents=True, exist_ok=True)  # packed before, and not touched since
+            for name in ("model.safetensors", "config.json"):
+                write_atomically(weights / stage / name, partial(shutil.copyfile, run / stage / name))
+        else:
+            save_model(weights / stage, model, config_to_json(model.config), torch.int8 if stage in EIGHT_BITS else torch.float16)
     tokenizer.save(weights / "tokenizer.json")
     for stage, card in cards.items():
         write_atomically(weights / stage / "card.md", partial(Path.write_text, data=card, encoding="utf-8"))

@@ -223,7 +223,8 @@ class UnCLIP:
         prior_guidance: float = PRIOR_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Generated:
-        """Pictures for captions. `seed`: one for each caption, or one for all; a picture depends on its own alone, not on its batch.
+        """Pictures for captions. `seed`: one for each caption, or one for all; a picture depends on its own alone, not on its batch
+        (but for rounding: single values may differ by 1 of 255).
 
         `size`: one of `sizes`, the largest by default. `on_step` sees the decoder's x_0 as it forms. A guidance of 1 is none.
         """

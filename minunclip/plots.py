@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,9 @@ def stages_figure(path: Path, caption: str, candidates: Sequence[float], frames:
         axes.imshow(picture, interpolation="nearest" if len(picture) < 128 else "auto")
         axes.set_title(label, fontsize=9)
         axes.axis("off")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a caption in a script that the font lacks, which shows as boxes
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160))
 
 
 def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 8) -> "Figure":

@@ -27,6 +27,7 @@ COSINES = {
     "z_t": "$z_t$ itself",
     "autoregressive": "the autoregressive prior's $z_i$",
     "diffusion": "the diffusion prior's $z_i$",
+    "same_caption": "two of the diffusion prior's for one caption, to each other",
 }
 FIDELITY = ("fid", "fid_floor", "precision", "recall")
 PROBED = {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES, "size": SIZES}
@@ -223,22 +224,24 @@ def as_markdown(figures: dict[str, Any]) -> str:
     for name, title in COSINES.items():
         if name in figures["prior_cosine"]:
             lines.append(f"| {title} | " + " | ".join(f"{figures['prior_cosine'][name][level]:.3f}" for level in ("all", *LEVELS)) + " |")
+    lines += ["", f"The mean picture and the mean caption are {figures['prior_cosine']['modality_gap']['all']:.3f} apart (the modality gap)."]
     pictures = {name: found for name, found in figures["pictures"].items() if name != "128"}
-    smallest = next(iter(pictures))
+    smallest, largest = list(pictures)[0], list(pictures)[-2]
     titles = [f"without a prior, {smallest}" if name == "without_prior" else f"{name} × {name}" for name in pictures]
     titles = [
         title + (f", the first {found['captions']}" if found["captions"] < figures["captions"] else "") for title, found in zip(titles, pictures.values())
     ]
-    lines += ["", f"| {figures['captions']:,} held-out captions | " + " | ".join(titles) + f" | checker's own error, {smallest} |"]
-    lines.append("|---|" + "---|" * (1 + len(pictures)))
+    lines += ["", f"| {figures['captions']:,} held-out captions | " + " | ".join(titles) + f" | checker's own error, {smallest} | {largest} |"]
+    lines.append("|---|" + "---|" * (2 + len(pictures)))
     for attribute in pictures[smallest]["accuracy"]:
         shares = " | ".join(f"{found['accuracy'][attribute]:.1%}" for found in pictures.values())
         title = "all but words at once" if attribute == "all_right" else attribute
-        lines.append(f"| {title} right | {shares} | {pictures[smallest]['checker_error'].get(attribute, 0):.1%} |")
+        errors = " | ".join(f"{pictures[size]['checker_error'].get(attribute, 0):.1%}" for size in (smallest, largest))
+        lines.append(f"| {title} right | {shares} | {errors} |")
     for key, title in (("fid", "Fréchet distance in CLIP's space"), ("fid_floor", "its floor: two sets of drawn scenes")):
-        lines.append(f"| {title} | " + " | ".join(f"{found[key]:.4f}" for found in pictures.values()) + " | |")
+        lines.append(f"| {title} | " + " | ".join(f"{found[key]:.4f}" for found in pictures.values()) + " | | |")
     for key in ("precision", "recall"):
-        lines.append(f"| {key} | " + " | ".join(f"{found[key]:.1%}" for found in pictures.values()) + " | |")
+        lines.append(f"| {key} | " + " | ".join(f"{found[key]:.1%}" for found in pictures.values()) + " | | |")
     lines += ["", "| all but words right, by what is asked for | captions | " + " | ".join(titles) + f" | checker's own error, {smallest} |"]
     lines.append("|---|---|" + "---|" * (1 + len(pictures)))
     for kind, part in pictures[smallest]["by_kind"].items():

@@ -21,7 +21,7 @@ from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes, twin
 from minunclip.data.streams import Streamed
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.data.world import Pictures, World, build_world, to_tensor, training_captions
+from minunclip.data.world import Pictures, World, array_on_disk, build_world, to_tensor, training_captions
 from minunclip.diffusion import Schedule
 from minunclip.distributed import rank, ranks
 from minunclip.loading import config_to_json, load_model, read_json
@@ -82,10 +82,9 @@ class Run:
         path = self.world.folder / f"image-embeddings-{digest}.npy"
         if not path.exists():
             temporary = path.with_name(f".{path.name}.tmp")
-            found = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(self.world), self.preset.clip.embedding_dim))
+            found = array_on_disk(temporary, np.float32, (len(self.world), self.preset.clip.embedding_dim))
             for chunk in np.array_split(np.arange(len(self.world)), max(1, len(self.world) // 500)):
                 found[chunk] = self._embed(self.world.pictures[chunk]).cpu().numpy()
-            found.flush()
             os.replace(temporary, path)
         return np.load(path, mmap_mode="r")
 

@@ -20,7 +20,7 @@ from minunclip.data.files import read_lines
 from minunclip.training import write_atomically
 
 # Cyrillic and Greek letters that look Latin; and figures and signs that stand for letters, where a letter follows
-LOOK_ALIKES = str.maketrans("авекмнорстухіјѕ" + "αβεικνορτυχ", "abekmhopctyxijs" + "abeikvoptux")
+LOOK_ALIKES = str.maketrans("авекмнорстухһіјѕ" + "αβεηικνορτυχ", "abekmhopctyxhijs" + "abehikvoptux")
 FIGURES = str.maketrans("013457@$!|", "oieastasil")
 SIGNATURE = ((255, 255, 102), (66, 255, 255), (81, 218, 76), (255, 110, 60), (60, 70, 255))  # DALL-E 2's five squares
 SQUARE = 64  # a square's side is the picture's, divided by this
@@ -31,7 +31,7 @@ SQUARE = 64  # a square's side is the picture's, divided by this
 
 def plain(text: str) -> str:
     """A text as it sounds: small letters without accents, look-alikes told apart no more, and spelt-out words (h-e-a-r-t) in one piece."""
-    text = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
+    text = "".join(c for c in unicodedata.normalize("NFKD", text).casefold() if not unicodedata.combining(c) and unicodedata.category(c) != "Cf")
     text = text.translate(LOOK_ALIKES)
     text = re.sub(r"[013457@$!|]+(?=[^\W\d_])", lambda found: found[0].translate(FIGURES), text)
     # three or more single letters with the same gap between them are a word that somebody has taken apart
@@ -87,7 +87,7 @@ def read_facts(path: Path) -> dict[str, str]:
         with Image.open(path) as image:
             image.load()  # the facts may stand behind the pixels
             return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, FileNotFoundError):
             raise ValueError(f"{path} is not there") from None
         raise ValueError(f"{path} is no picture that can be read: it may be cut short") from None
@@ -109,7 +109,7 @@ def sign(picture: np.ndarray) -> np.ndarray:
 
 def is_signed(picture: np.ndarray, tolerance: float = 40.0) -> bool:
     """Whether the five squares are there, each within `tolerance` (of 255) of its colour on average."""
-    if picture.ndim != 3 or picture.shape[0] != picture.shape[1]:
+    if picture.ndim != 3 or picture.shape[0] != picture.shape[1] or picture.shape[2] != 3:
         return False
     found = [picture[rows, columns].reshape(-1, 3).mean(axis=0) for rows, columns in _squares(len(picture))]
     return bool(np.abs(np.array(found) - np.array(SIGNATURE)).max() <= tolerance)

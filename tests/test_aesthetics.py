@@ -66,7 +66,16 @@ def test_a_broken_picture_is_named(tmp_path, tiny_weights, capsys):
     assert f"{tmp_path / '1.png'} is broken" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("content, word", [("file_name,rating\n0.png,good\n", "line 2"), ("a,b\n1,2\n", "columns"), ("file_name,rating\nno.png,1\n", "no.png")])
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        ("file_name,rating\n0.png,good\n", "line 2"),
+        ("a,b\n1,2\n", "columns"),
+        ("file_name,rating\nno.png,1\nno.png,2\n", "no.png"),
+        ("file_name,rating\na.png,nan\nb.png,1\n", "line 2"),
+        ("file_name,rating\na.png,1\n", "two pictures"),
+    ],
+)
 def test_bad_ratings_get_a_line(tmp_path, tiny_weights, capsys, content, word):
     (tmp_path / "ratings.csv").write_text(content)
     assert main(["rate", str(tmp_path / "ratings.csv"), "a.png", "--weights", str(tiny_weights)]) == 2

@@ -41,9 +41,12 @@ def test_a_rater_who_always_takes_the_left_is_undecided_within_the_interval(tmp_
     assert abs(share - 0.5) < margin
 
 
-def test_the_interval_is_the_papers():
-    # 48.9 % +- 3.1 (Tab. 1) is the margin of about 1,000 comparisons
-    assert 1.96 * (0.489 * 0.511 / 1000) ** 0.5 == pytest.approx(0.031, abs=5e-4)
+def test_the_interval_is_the_papers(tmp_path):
+    """48.9 % ± 3.1 (Tab. 1) is the margin of about 1,000 comparisons."""
+    many = Comparison(BRIGHT * 25, DARK * 25, CAPTIONS * 25, tmp_path / "answers.csv", names=("bright", "dark"))
+    for k in range(1000):
+        many.answer("left" if many.left_is_first[k] == (k < 489) else "right")
+    assert many.win_rate() == (0.489, pytest.approx(0.031, abs=5e-4))
 
 
 def test_a_session_goes_on_where_it_stopped_and_questions_do_not_mix(tmp_path):
@@ -57,8 +60,9 @@ def test_a_session_goes_on_where_it_stopped_and_questions_do_not_mix(tmp_path):
     assert comparison(path, seed=1).done == 0
     simulate(again, bright)
     assert again.next() is None
-    with pytest.raises(ValueError, match="answers to 40 pairs"):
-        Comparison(BRIGHT[:9], DARK[:9], CAPTIONS[:9], path, names=("bright", "dark"))
+    for captions in (CAPTIONS[:9], CAPTIONS[::-1]):
+        with pytest.raises(ValueError, match="other captions"):
+            Comparison(BRIGHT[: len(captions)], DARK[: len(captions)], captions, path, names=("bright", "dark"))
     with pytest.raises(ValueError, match="every pair has been judged"):
         again.answer("left")
 

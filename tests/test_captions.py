@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minunclip.data.captions import LEVELS, Description, Wanted, caption, compare, describes, parse
+from minunclip.data.captions import LEVELS, SAYABLE, Description, Wanted, caption, compare, describes, never_said, parse
 from minunclip.data.scenes import BACKGROUNDS, COLOURS, OPPOSITE, SHAPES, SIZES, TEXTURES, Scene, Thing, edit, is_held_out, sample_scenes
 
 SCENES = {False: sample_scenes(300, seed=1), True: sample_scenes(300, seed=1, held_out=True)}
@@ -96,6 +96,14 @@ def test_a_held_out_combination_is_named_on_demand(level: str) -> None:
 )
 def test_reading_odd_captions(text: str, expected: Description) -> None:
     assert parse(text) == expected
+
+
+def test_sayable_words_are_those_of_captions() -> None:
+    """All of them, and no others: what is left out of it is warned of."""
+    rng = np.random.default_rng(3)
+    said = {word for scene in sample_scenes(6000, 4) for level in LEVELS for word in caption(scene, level, rng).split()}
+    assert said == SAYABLE
+    assert never_said("A red Circle beneath a photo of 🐘, round; with the word hello on it") == ["beneath", "photo", "🐘", "round", "hello"]
 
 
 @given(st.text(max_size=60))

@@ -129,12 +129,14 @@ def test_a_model_without_cards_says_so(remote: Path, monkeypatch: pytest.MonkeyP
     stages = "ar-prior, checker, clip, dalle, dalle-vae, decoder, glide, prior, upsampler1, upsampler2"
     assert "license: other" in card and f"Of {stages} it is not recorded" in card and "Not measured." in card
 
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise OSError("401 Unauthorized\nmore")
+    for error, said in ((OSError("401 Unauthorized\nmore"), "401 Unauthorized"), (hub.errors.HTTPError("no connection"), "no connection")):
 
-    monkeypatch.setattr(hub, "create_repo", refuse)
-    with pytest.raises(ValueError, match="401 Unauthorized.: log in with `hf auth login`"):
-        model.push_to_hub(NAME)
+        def refuse(*arguments: Any, error: Exception = error, **options: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(hub, "create_repo", refuse)
+        with pytest.raises(ValueError, match=f"{said}.: log in with `hf auth login`"):
+            model.push_to_hub(NAME)
 
 
 def test_pictures_of_ones_own_keep_their_licence(tmp_path: Path) -> None:

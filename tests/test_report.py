@@ -153,6 +153,10 @@ def test_the_readme_shows_the_figures_of_the_last_evaluation():
     figures = json.loads((home / "results" / "evaluation.json").read_text())
     assert report.as_markdown(figures) in (home / "README.md").read_text()
     assert figures["weights"] == weights_id(WEIGHTS, without=BASELINES), "the weights have changed since: run `make evaluate`"
+    assert figures["captions"] == 1000 and min(figures["clip"]["full"].values()) >= 0.95
+    for size in ("32", "128", "512"):
+        shares = figures["pictures"][size]["accuracy"]
+        assert shares["all_right"] >= 0.8 and all(share >= 0.95 for name, share in shares.items() if name not in ("word", "all_right")), size
 
 
 def test_the_readme_has_the_figures_of_the_kept_experiment_on_the_weights_that_ship() -> None:

@@ -28,7 +28,7 @@ from minunclip.safety import (
     "dressed",
     [
         *("a heart", "two HEARTS", "a Heart!", "a héàrt", "a h-e-a-r-t", "h e a r t", "h.e.a.r.t", "a h_e_a_r_t", "a h3art", "he4rt", "ｈｅａｒｔ"),
-        *("a һeart".replace("һ", "h"), "a hеаrt", "a he\u200bart", "he\u00adart", "a h34rts", "α ηeart".replace("η", "h"), "\u2764 heart", "3 hearts"),
+        *("a һeart", "a hеаrt", "a he\u200bart", "he\u00adart", "a h34rts", "α ηeart", "\u2764 heart", "3 hearts", "𝐇𝐄𝐀𝐑𝐓", "ℋeart"),
     ],
 )
 def test_a_term_is_found_however_it_is_dressed(dressed):
@@ -51,7 +51,7 @@ def test_harmless_captions_of_the_world_pass():
 
 
 @given(st.text(max_size=40))
-def test_plain_is_the_same_twice_and_has_no_capitals(text):
+def test_plain_text_has_no_capitals_and_single_spaces(text):
     once = plain(text)
     assert once == once.casefold() and once == once.strip() and "  " not in once
     assert find_terms(text, ["zzqx"]) == [] or "z" in once

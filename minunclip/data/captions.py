@@ -114,6 +114,23 @@ def caption(scene: Scene, level: str, rng: np.random.Generator, name_held_out: b
     return text
 
 
+def _sayable() -> frozenset[str]:
+    names = (*SHAPES, *COLOURS, *TEXTURES, *SIZES, *BACKGROUNDS, *OPPOSITE, "inside", "centre")
+    said = [word for name in names for word in SYNONYMS.get(name, (name,)) if word != "round"]
+    said += [_plural(word) for shape in (*SHAPES, "shape") for word in SYNONYMS.get(shape, (shape,)) if word != "round"]
+    said += [*POSITIONS, *COUNTS]
+    said += ["a an and at the in the on a against a in front of a background with the word on it below it"]
+    return frozenset(" ".join(said).split()) | {"shape"}
+
+
+SAYABLE = _sayable()  # every word that a caption of the grammar may hold
+
+
+def never_said(text: str) -> list[str]:
+    """The words of a text, and signs such as emoji, that stand in no caption of the grammar, and that no model has read, therefore."""
+    return [word for word in dict.fromkeys(re.findall(r"\w+|[^\w\s\x00-\x7f]", text.lower())) if word not in SAYABLE]
+
+
 @dataclass(frozen=True)
 class Wanted:
     """One thing that a caption asks for; None where it does not say."""

@@ -16,7 +16,7 @@ from minunclip.config import Preset
 from minunclip.data.files import Crop, Listing, Picture, list_folder, read_pictures
 from minunclip.data.streams import VIEWS, save_stream, stream_all, view_sides, views
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.data.world import Pictures, World, load_world, picture_sizes, require_only
+from minunclip.data.world import Pictures, World, array_on_disk, load_world, picture_sizes, require_only
 
 MOST_SKIPPED = 0.5  # of all files: with more, the folder is not what its owner thinks
 FEWEST = 20  # pictures to learn from
@@ -75,7 +75,7 @@ def build_collection(
         _save_rows(home / f"{name}.npy", raw[name], order[held:])
         (home / f".{name}.tmp").unlink()
     most = max(len(picture.captions) for picture in used)
-    every = np.lib.format.open_memmap(home / ".captions.tmp", "w+", np.uint16, (len(used), most, preset.clip.context_length))
+    every = array_on_disk(home / ".captions.tmp", np.uint16, (len(used), most, preset.clip.context_length))
     for i, picture in enumerate(used):
         every[i] = tokenizer([picture.captions[k % len(picture.captions)] for k in range(most)], preset.clip.context_length)[0].numpy()
     _save_rows(home / "held-captions.npy", every, order[:held])
@@ -104,11 +104,11 @@ def _room_for(listing: Listing, sizes: tuple[int, ...], home: Path) -> dict[str,
     if needed > free:
         shutil.rmtree(home)
         raise ValueError(f"arrays of {count:,} pictures take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} are free: use --stream, which needs none")
-    return {name: np.lib.format.open_memmap(home / f".{name}.tmp", "w+", np.uint8, (count, side, side, 3)) for name, side in sides.items()}
+    return {name: array_on_disk(home / f".{name}.tmp", np.uint8, (count, side, side, 3)) for name, side in sides.items()}
 
 
 def _save_rows(path: Path, array: Pictures, rows: np.ndarray) -> None:
     """Some rows of an array as a .npy file, a few at a time: the whole may not fit into memory."""
-    kept = np.lib.format.open_memmap(path, "w+", array.dtype, (len(rows), *array.shape[1:]))
+    kept = array_on_disk(path, array.dtype.type, (len(rows), *array.shape[1:]))
     for start in range(0, len(rows), 1024):
         kept[start : start + 1024] = array[rows[start : start + 1024]]

@@ -153,6 +153,15 @@ def save_array(path: Path, array: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
+def array_on_disk(path: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+    """A new .npy file as an array. OSError where the disk has no room for it: found out later, in writing, that would kill the process without a word."""
+    array = np.lib.format.open_memmap(path, "w+", kind, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 def _drawing_code() -> bytes:
     """The source of all that decides what a world looks like: when it changes, so does the world."""
     return b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in ("scenes", "render", "captions", "tokenizer"))
