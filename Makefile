@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-.PHONY: demo test test-interop test-scale weights weights-all weights-gpu weights-further evaluate results bench notebooks site expected
+.PHONY: demo test test-interop test-scale test-site weights weights-all weights-gpu weights-further evaluate results bench notebooks site expected
 demo: .venv/ready
 	$(BIN)/minunclip demo "$(PROMPT)"
 
@@ -70,3 +70,6 @@ site: .venv/ready
 	$(BIN)/pip install -q -e ".[site]"
 	$(BIN)/sphinx-build -q -W --keep-going -c docs . out/site
 	@echo "open out/site/index.html"
+
+test-site: site  # its tests want a Chromium too
+	$(BIN)/pytest -q tests/test_site.py

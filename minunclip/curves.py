@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 EXPECTED = Path(__file__).resolve().parents[1] / "data" / "expected"
 FIGURES = ("loss", "validation_loss", "untold_loss", "cosine", "retrieval", "scale", "gradient_norm")  # of a log's lines, those that say how it goes
+UNSEEN = {  # faults after which every curve ends as expected
+    "decoder": "a missing latent scale, or a condition that was never dropped",
+    "prior": "a caption that was never dropped",
+}
 Log = Sequence[dict[str, float]]
 Curves = dict[str, dict[str, list[float]]]  # by figure: step, low, high
 
@@ -154,6 +158,8 @@ def compare_run(log: Log | Path | str, stage: str | None = None) -> None:
     fault, words = diagnose(log, stage)
     show(curves_figure(log, stage), alt=f"Curves of a training of {stage} in the expected bands: {fault}.")
     print(f"{stage}: {fault}; {words}.")
+    if fault == "as expected" and stage in UNSEEN:
+        print(f"No curve shows {UNSEEN[stage]}: draw pictures, with guidance and without.")
     settings = expected(stage)
     if log[-1]["step"] < settings["steps"]:
         print(f"The run has {log[-1]['step']:g} steps so far, the band {settings['steps']}.")

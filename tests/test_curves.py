@@ -78,6 +78,14 @@ def test_a_file_is_shown_with_its_words(tmp_path: Path, monkeypatch, capsys):
     assert "prior: no latent scale; " in said and "120 steps so far, the band 240" in said and "no latent scale" in shown[0]
 
 
+def test_a_good_curve_says_what_no_curve_shows(monkeypatch, capsys):
+    monkeypatch.setattr("minunclip.plots.show", lambda figure, alt: None)
+    for stage, more in (("decoder", "never dropped"), ("clip", "")):
+        compare_run(RUNS[stage]["as expected"], stage)
+        said = capsys.readouterr().out
+        assert f"{stage}: as expected" in said and (more in said if more else "No curve" not in said)
+
+
 def test_what_cannot_be_compared_is_refused():
     for call, words in (
         (lambda: compare_run(RUNS["clip"]["as expected"]), "say of which stage"),
