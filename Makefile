@@ -45,8 +45,10 @@ weights-gpu: .venv/ready  # what ships, but for the decoder's last steps
 	for stage in upsampler1 prior ar-prior decoder glide dalle-vae dalle; do $(BIN)/minunclip train $$stage --preset long || exit; done
 	$(BIN)/minunclip pack runs/long data/weights
 
-weights-further: .venv/ready  # what ships: the decoder that weights-gpu has left, trained further on two cores
-	$(BIN)/minunclip train decoder --preset cpu --init data/weights --out runs/further --steps 3600 --batch_size 128 --learning_rate 0.0005
+weights-further: .venv/ready  # what ships: the decoder and the GLIDE that weights-gpu has left, trained further on two cores
+	for stage in decoder glide; do \
+		$(BIN)/minunclip train $$stage --preset cpu --init data/weights --out runs/further --steps 3600 --batch_size 128 --learning_rate 0.0005 || exit; \
+	done
 	$(BIN)/minunclip pack runs/further data/weights
 
 evaluate: .venv/ready
