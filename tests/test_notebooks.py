@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
+from minunclip.course import CHECKS
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb"))
 SIZE = 1_500_000  # bytes
@@ -49,6 +51,29 @@ def test_it_was_run_from_top_to_bottom_without_an_error(path):
     counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert counts == list(range(1, len(counts) + 1))
     assert not [output for output in outputs(notebook) if output["output_type"] == "error"]
+
+
+COURSE = [path for path in NOTEBOOKS if path.parent.name == "notebooks"]
+
+
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
+def test_what_every_notebook_of_the_course_has(path):
+    """A folded answer behind every guess, a table of symbols, what it made or says, checks, and where to go on."""
+    cells = json.loads(path.read_text())["cells"]
+    prose = "\n".join(text(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    marks = re.findall(r"\*\*Guess|<details>", prose)
+    assert "**Guess" in marks and all(after == "<details>" for mark, after in zip(marks, [*marks[1:], ""]) if mark == "**Guess")
+    assert re.search(r"^\|---\|---\|---\|$", prose, re.MULTILINE) and all(part in prose for part in ("**The question.**", "**In short.**", "**Read on:**"))
+    exercises = re.findall(r"^\*\*\d\. .*?\*\* \((\d+) min, (\w+)\)", prose, re.MULTILINE)
+    assert len(exercises) == 4 and len(re.findall(r"^check\(\"", "\n".join(text(cell["source"]) for cell in cells), re.MULTILINE)) == 3
+    solved = json.loads((path.parent / "solutions" / path.name).read_text())["cells"]
+    asked, answered = (set(re.findall(r"check\(\"(\w+)\"", "\n".join(text(cell["source"]) for cell in part))) for part in (cells, solved))
+    assert asked == answered and asked <= set(CHECKS)
+
+
+def test_the_five_figures_that_a_hand_can_move_are_there():
+    moved = {path.stem[:2] for path in COURSE if re.search(r"slide\(", path.read_text())}
+    assert moved == {"03", "04", "06", "09", "10"}
 
 
 def test_every_slider_comes_back_to_who_only_opens_it(path):
