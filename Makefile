@@ -36,7 +36,7 @@ weights-all:  # what ships, from nothing; on a GPU (two cores would take more th
 	$(MAKE) weights-gpu
 	$(MAKE) weights-further
 
-weights-gpu: .venv/ready  # what ships, but for the decoder's last steps
+weights-gpu: .venv/ready  # what ships, but for the last steps of decoder and GLIDE
 	$(BIN)/minunclip train clip --preset cpu --out runs/first --steps 2500
 	$(BIN)/minunclip train upsampler2 --preset cpu --out runs/first --steps 1500
 	$(BIN)/minunclip train checker --preset cpu --out runs/first --steps 6000

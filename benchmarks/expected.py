@@ -24,7 +24,7 @@ from minunclip.models.diffusion_prior import LatentScale
 from minunclip.models.transformer import Transformer
 from minunclip.runs import Run
 from minunclip.stages import prepare
-from minunclip.training import TrainingError, fit, read_log
+from minunclip.training import Diverged, fit, read_log
 
 SEEDS = (0, 1, 2)
 LEFT_OUT = 3
@@ -79,9 +79,7 @@ def train(stage: str, folder: Path, seed: int, fault: str | None = None) -> list
         settings, model, batch, loss, looks = prepare(stage, run, settings)
         try:
             fit(model, batch, loss, settings, place, name=place.name, model_config=asdict(model.config), seed=seed, validate=looks["validate"])
-        except TrainingError as error:  # a learning rate that is far too large
-            if "not finite" not in str(error) and "the loss is" not in str(error):
-                raise
+        except Diverged as error:  # at a learning rate that is far too large
             print(error)
     return [{key: float(f"{line[key]:.4g}") for key in ("step", *FIGURES) if key in line} for line in read_log(place / "log.jsonl")]
 

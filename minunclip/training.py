@@ -44,6 +44,10 @@ class TrainingError(RuntimeError):
     """A run that had to stop; the message is one line for the person who started it."""
 
 
+class Diverged(TrainingError):
+    """A loss or a gradient is no number any more."""
+
+
 def learning_rate_at(step: int, settings: TrainingConfig) -> float:
     """Linear warm-up, then half a cosine down to `final_learning_rate` of the peak. Steps count from 0."""
     if step < settings.warmup:
@@ -253,7 +257,7 @@ def fit(
                 pending.clear()
                 _require_finite(losses, step, name)
                 if settings.precision != "fp16" and not math.isfinite(norm):  # the scaler skips such a step, AdamW would have spoilt the weights
-                    raise TrainingError(f"{name}: the gradient is not finite at step {step}: lower learning_rate or use fp32; the last checkpoint is intact")
+                    raise Diverged(f"{name}: the gradient is not finite at step {step}: lower learning_rate or use fp32; the last checkpoint is intact")
                 now = time.perf_counter()
                 seconds += now - started
                 speed = len(losses) * settings.batch_size / (now - started)
@@ -317,9 +321,7 @@ def _identity(facts: dict[str, Any]) -> str:
 def _require_finite(losses: list[float], step: int, name: str) -> None:
     for i, value in enumerate(losses):
         if not math.isfinite(value):
-            raise TrainingError(
-                f"{name}: the loss is {value} at step {step - len(losses) + i + 1}: lower learning_rate or use fp32; the last checkpoint is intact"
-            )
+            raise Diverged(f"{name}: the loss is {value} at step {step - len(losses) + i + 1}: lower learning_rate or use fp32; the last checkpoint is intact")
 
 
 def _cut_log(log: Path, step: int) -> None:
