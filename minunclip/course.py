@@ -1,11 +1,13 @@
 """What the notebooks teach with: `check("best_candidate", your_function)` looks at an exercise, `slide` shows a slider over pictures,
-`compare_run` holds a log of training against what is expected, and `compare` shows two systems side by side, to be judged blindly.
+`compare_run` holds a log of training against what is expected, `compare` shows two systems side by side, to be judged blindly, and
+`keep` and `artefact` hand what one notebook has made to another.
 
 An exercise that is not begun (it raises NotImplementedError) is let off with a word; a wrong answer raises AssertionError and says why.
 """
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,25 @@ from minunclip.data.scenes import sample_scenes
 from minunclip.diffusion import make_schedule
 from minunclip.evaluation import precision_recall
 from minunclip.plots import slide as slide
+from minunclip.training import write_atomically
+
+ARTEFACTS = Path("artefacts")  # beside the notebooks
+
+
+def keep(name: str, write: Callable[[Path], object]) -> None:
+    """Lets `write` make the file artefacts/NAME for later notebooks: whole, or not at all."""
+    ARTEFACTS.mkdir(exist_ok=True)
+    write_atomically(ARTEFACTS / name, write)
+    print(f"wrote {ARTEFACTS / name}")
+
+
+def artefact(name: str, shipped: Path) -> Path:
+    """artefacts/NAME of an earlier notebook; where that has not run, what ships in its place. Says which."""
+    if (ARTEFACTS / name).exists():
+        print(f"{name}: yours, of notebook {name[:2]}")
+        return ARTEFACTS / name
+    print(f"{name}: not there, as notebook {name[:2]} has not run here; the shipped {shipped.name} takes its place")
+    return shipped
 
 
 def check(exercise: str, attempt: Callable[..., Any]) -> bool:
@@ -92,6 +113,18 @@ def pad(attempt: Callable[..., Any]) -> None:
     assert mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]], "mask must be True on real tokens, and nowhere else"
 
 
+def bits(attempt: Callable[..., Any]) -> None:
+    for counts, right in (([3, 3], 1.0), ([5, 5, 5, 5], 2.0), ([4, 2, 1, 1], 1.75), ([7], 0.0), ([6, 0, 2, 0], 2 - 0.75 * math.log2(3))):
+        got = float(attempt(list(counts)))
+        shares = [count / sum(counts) for count in counts if count]
+        off = f"tokens that occur {counts} times say {right:.3f} bits each, not {got:.3f}"
+        assert right == 0 or abs(got - right * math.log(2)) > 1e-6, f"{off}: these are natural logarithms, a bit is one of base 2"
+        assert right == 0 or abs(got - right * sum(counts)) > 1e-6, f"{off}: this is what all of them say together, divide by their number"
+        plain_mean = -sum(map(math.log2, shares)) / len(shares)
+        assert abs(plain_mean - right) < 1e-6 or abs(got - plain_mean) > 1e-6, f"{off}: a token counts in the mean as often as it occurs"
+        assert abs(got - right) < 1e-6, f"{off}: one of share p says log2(1 / p), and it comes up p of the time"
+
+
 # ---- 02 CLIP ----
 
 
@@ -156,6 +189,19 @@ def x_0_from_epsilon(attempt: Callable[..., Any]) -> None:
     got = attempt(x_t, noise, alpha_bar)
     assert got.shape == (5, 2), f"the answer must be (B, 2), not {tuple(got.shape)}: give alpha_bar a second axis"
     assert torch.allclose(got, x_0, atol=1e-4), "take the noise away first, in the strength that it has, then undo the shrinking"
+
+
+def x_0_from_v(attempt: Callable[..., Any]) -> None:
+    x_0, _, noise, _ = _noised()
+    alpha_bar = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])  # at the end nothing of x_0 is left in x_t
+    signal, rest = alpha_bar[:, None].sqrt(), (1 - alpha_bar[:, None]).sqrt()
+    x_t, v = signal * x_0 + rest * noise, signal * noise - rest * x_0
+    got = attempt(x_t, v, alpha_bar)
+    assert got.shape == (5, 2), f"the answer must be (B, 2), not {tuple(got.shape)}: give alpha_bar a second axis"
+    assert got.isfinite().all(), "where alpha_bar is 0 or 1 this divides by 0: combine x_t and v so that the noise cancels, and nothing is left to divide by"
+    assert not torch.allclose(got, noise, atol=1e-4), "this is the noise: the other combination of x_t and v gives x_0"
+    assert not torch.allclose(got, signal * x_t + rest * v, atol=1e-4), "x_0 stands in v with a minus: take v's part away, do not add it"
+    assert torch.allclose(got, x_0, atol=1e-4), "x_0 is the root of alpha_bar times x_t, less the root of 1 - alpha_bar times v"
 
 
 def cosine_betas(attempt: Callable[..., Any]) -> None:
@@ -462,6 +508,17 @@ def chance_of(attempt: Callable[..., Any]) -> None:
         assert abs(got - right) < 1e-9, f"{k} or more of {n} at {p}: {right:.4f}, not {got:.4f}; each way of choosing which i are red has p^i (1 - p)^(n - i)"
 
 
+def both_errors(attempt: Callable[..., Any]) -> None:
+    for hits, missed, alarms, quiet in ((90, 10, 30, 870), (8, 2, 1, 29), (48, 2, 52, 148)):
+        harmful, harmless, kept = hits + missed, alarms + quiet, missed + quiet
+        got = attempt(hits / (hits + alarms), hits / harmful, harmful / (harmful + harmless))
+        assert isinstance(got, tuple) and len(got) == 2, f"return two shares, of what is let through and of what is harmless, not {got}"
+        found = f"{hits} of {harmful} harmful pictures are thrown out, and {alarms} of {harmless} harmless ones"
+        left, lost = missed / kept, alarms / harmless
+        assert abs(got[0] - left) < 1e-9, f"{found}: of the {kept} that are let through {missed} are harmful, {left:.4f}, not {got[0]:.4f}"
+        assert abs(got[1] - lost) < 1e-9, f"{found}: the second share is {lost:.4f}, not {got[1]:.4f}; flagged are base x recall / precision of all"
+
+
 # ---- 13 your own pictures, one GPU and many ----
 
 
@@ -499,9 +556,9 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     function.__name__: function
     for function in (
         *(slowest_stage, best_candidate, margin),
-        *(most_frequent_pair, share_allowed, pad),
+        *(most_frequent_pair, share_allowed, pad, bits),
         *(contrastive, recall_at, best_loss),
-        *(jump, x_0_from_epsilon, cosine_betas),
+        *(jump, x_0_from_epsilon, x_0_from_v, cosine_betas),
         *(components_kept, to_bucket, top_half),
         *(sequence, guided, latent_factor),
         *(drop_shares, context, guided_six),
@@ -510,7 +567,7 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(direction, straight_length, great_circle),
         *(neighbours, close_gap, ridge),
         *(frechet_1d, recall_of, answers_needed),
-        *(threshold_for, weights_after_filter, chance_of),
+        *(threshold_for, weights_after_filter, chance_of, both_errors),
         *(parts_needed, combine, efficiency),
     )
 }

@@ -102,6 +102,24 @@ def binomial(k, n, p, ways=math.comb):
     return sum(ways(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
 
 
+def entropy(counts, log=math.log2):
+    return sum(count / sum(counts) * log(sum(counts) / count) for count in counts if count)
+
+
+def unmixed(x_t, v, alpha_bar, sign=-1):
+    return alpha_bar[:, None].sqrt() * x_t + sign * (1 - alpha_bar[:, None]).sqrt() * v
+
+
+def by_way_of_the_noise(x_t, v, alpha_bar):
+    noise = (1 - alpha_bar[:, None]).sqrt() * x_t + alpha_bar[:, None].sqrt() * v
+    return (x_t - (1 - alpha_bar[:, None]).sqrt() * noise) / alpha_bar[:, None].sqrt()
+
+
+def filtered(precision, recall, base):
+    flagged = base * recall / precision
+    return base * (1 - recall) / (1 - flagged), flagged * (1 - precision) / (1 - base)
+
+
 def fitting(parameters, activations, memory, batch, state=20, divides=True):
     options = (n for n in range(1, batch + 1) if batch % n == 0 or not divides)
     return next((n for n in options if state * parameters + batch / n * activations <= memory), None)
@@ -114,11 +132,13 @@ SOLUTIONS = {
     "most_frequent_pair": lambda words: min(pairs := pairs_of(words), key=lambda pair: (-pairs[pair], pair)),
     "share_allowed": lambda words, scenes: sum(describes(words, scene) for scene in scenes) / len(scenes),
     "pad": padded,
+    "bits": entropy,
     "contrastive": lambda z_i, z_t, s: (one_way(s * z_i @ z_t.T) + one_way(s * z_t @ z_i.T)) / 2,
     "recall_at": lambda z_i, z_t, k: ((z_i @ z_t.T).topk(k).indices == torch.arange(len(z_i))[:, None]).any(dim=1).float().mean(),
     "best_loss": lambda s, B: -math.log(math.exp(s) / (math.exp(s) + (B - 1) * math.exp(-s))),
     "jump": lambda x_0, a, noise: a[:, None].sqrt() * x_0 + (1 - a[:, None]).sqrt() * noise,
     "x_0_from_epsilon": lambda x_t, noise, a: (x_t - (1 - a[:, None]).sqrt() * noise) / a[:, None].sqrt(),
+    "x_0_from_v": unmixed,
     "cosine_betas": lambda T: betas(T).clamp(max=0.999).float(),
     "components_kept": lambda values, tolerance: int((1 - values.cumsum(0) / values.sum() >= tolerance).sum()) + 1,
     "to_bucket": lambda v, low, high, n: ((v - low) / (high - low) * n).floor().clamp(0, n - 1).long(),
@@ -144,6 +164,7 @@ SOLUTIONS = {
     "threshold_for": kept_above,
     "weights_after_filter": weighed,
     "chance_of": binomial,
+    "both_errors": filtered,
     "parts_needed": fitting,
     "combine": lambda gradients, sizes: sum(n * g for n, g in zip(sizes, gradients)) / sum(sizes),
     "efficiency": lambda c, size, n, w: c / (c + 2 * (n - 1) * size / w),
@@ -178,6 +199,13 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda rows: (padded(rows)[0], ~padded(rows)[1]), "True on real"),
         (lambda rows: (padded(rows)[0], padded(rows)[1].int()), "booleans"),
     ],
+    "bits": [
+        (lambda counts: entropy(counts, math.log), "base 2"),
+        (lambda counts: sum(counts) * entropy(counts), "divide by their number"),
+        (lambda counts: statistics.mean(math.log2(sum(counts) / count) for count in counts if count), "as often as it occurs"),
+        (lambda counts: math.log2(len(counts)), "share p"),
+        (lambda counts: -entropy(counts), "not -1"),
+    ],
     "contrastive": [
         (lambda z_i, z_t, s: one_way(s * z_i @ z_t.T), "ask each caption"),
         (lambda z_i, z_t, s: one_way(s * z_i @ z_t.T) + one_way(s * z_t @ z_i.T), "mean"),
@@ -198,6 +226,14 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
     "x_0_from_epsilon": [
         (lambda x_t, noise, a: x_t - (1 - a[:, None]).sqrt() * noise, "undo the shrinking"),
         (lambda x_t, noise, a: (x_t - noise) / a[:, None].sqrt(), "strength"),
+    ],
+    "x_0_from_v": [
+        (by_way_of_the_noise, "divides by 0"),
+        (lambda x_t, v, a: unmixed(x_t, v, a, sign=1), "with a minus"),
+        (lambda x_t, v, a: unmixed(v, x_t, a, sign=1), "this is the noise"),
+        (lambda x_t, v, a: a[:, None] * x_t - (1 - a[:, None]) * v, "root of alpha_bar"),
+        (lambda x_t, v, a: (x_t - (1 - a[:, None]).sqrt() * v) / a[:, None].sqrt().clamp(min=1e-8), "root of alpha_bar"),
+        (lambda x_t, v, a: a.sqrt() @ x_t - (1 - a).sqrt() @ v, "second axis"),
     ],
     "cosine_betas": [
         (lambda T: betas(T), "0.999"),
@@ -340,6 +376,15 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda k, n, p: math.comb(n, k) * p**k * (1 - p) ** (n - k), "exactly"),
         (lambda k, n, p: binomial(k + 1, n, p), "or more"),
         (lambda k, n, p: binomial(k, n, p, lambda n, i: 1), "each way"),
+    ],
+    "both_errors": [
+        (lambda p, r, b: filtered(p, r, b)[0], "two shares"),
+        (lambda p, r, b: (1 - r, filtered(p, r, b)[1]), "of the 880 that are let through"),
+        (lambda p, r, b: (b * (1 - r), filtered(p, r, b)[1]), "of the 880 that are let through"),
+        (lambda p, r, b: (b * (1 - r) / (1 - b * r), filtered(p, r, b)[1]), "of the 880 that are let through"),
+        (lambda p, r, b: filtered(p, r, b)[::-1], "of the 880 that are let through"),
+        (lambda p, r, b: (filtered(p, r, b)[0], 1 - p), "0.0333, not 0.2500"),
+        (lambda p, r, b: (filtered(p, r, b)[0], b * r / p - b * r), "0.0333, not 0.0300"),
     ],
     "parts_needed": [
         (lambda *given: fitting(*given, state=4), "20 bytes"),
