@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from minunclip.course import CHECKS, check
+from minunclip.course import CHECKS, artefact, check, keep
 from minunclip.data.captions import describes
 
 
@@ -424,3 +424,27 @@ def test_a_check_explains_what_is_wrong(exercise, mutant, said):
 def test_an_unknown_exercise_is_named():
     with pytest.raises(ValueError, match="best_candidate"):
         check("nothing", stub)
+
+
+def test_what_one_notebook_keeps_another_finds_and_else_what_ships(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shipped = tmp_path / "weights" / "prior"
+    assert artefact("05_prior.txt", shipped) == shipped
+    assert capsys.readouterr().out == "05_prior.txt: not there, as notebook 05 has not run here; the shipped prior takes its place\n"
+    keep("05_prior.txt", lambda path: path.write_text("mine"))
+    assert artefact("05_prior.txt", shipped).read_text() == "mine"
+    assert capsys.readouterr().out == "wrote artefacts/05_prior.txt\n05_prior.txt: yours, of notebook 05\n"
+
+
+def test_an_artefact_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keep("05_prior.txt", lambda path: path.write_text("old"))
+
+    def half(path):
+        path.write_text("ha")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep("05_prior.txt", half)
+    assert [path.name for path in (tmp_path / "artefacts").iterdir()] == ["05_prior.txt"]
+    assert (tmp_path / "artefacts" / "05_prior.txt").read_text() == "old"
