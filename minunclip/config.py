@@ -318,7 +318,7 @@ CPU = Preset(
         degradation="blur",
         unet=UNetConfig(width=32, multipliers=(1, 2, 2), blocks=1, attention_at=(), head_channels=32, patch_size=2),
         diffusion=DiffusionConfig("cosine", "x0", learned_variance=False, sampler="ddim", sampling_steps=27),
-        noise=0.03,
+        noise=0.1,
     ),
     upsampler2=UpsamplerConfig(
         low_size=128,
