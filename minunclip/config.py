@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Objective = Literal["epsilon", "x0", "v"]
+Activation = Literal["gelu", "quick_gelu"]
 Stem = Literal["patches", "convolutions"]
 
 
@@ -17,7 +18,7 @@ class TransformerConfig:
     width: int
     layers: int
     heads: int
-    activation: Literal["gelu", "quick_gelu"] = "gelu"  # quick_gelu: x sigmoid(1.702 x), for OpenAI's CLIP, whose weights know it
+    activation: Activation = "gelu"  # quick_gelu: x sigmoid(1.702 x), for OpenAI's CLIP, whose weights know it
 
 
 @dataclass(frozen=True)

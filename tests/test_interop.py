@@ -244,6 +244,24 @@ def test_weights_of_another_model_name_the_key() -> None:
             clip_from_state_dict({name: tensor for name, tensor in state.items() if name != lost}, head_channels=HEAD)
 
 
+def test_what_a_config_cannot_mean_is_said_in_a_line(tmp_path: Path) -> None:
+    state = OpenAICLIP().state_dict()
+    for options, message in (
+        ({"activation": "gelu_new", "head_channels": HEAD}, "'gelu_new' can be read"),  # taken for another it would give other embeddings, silently
+        ({"head_channels": 0}, "no multiple of 0 channels"),
+        ({"head_channels": HEAD + 1}, f"no multiple of {HEAD + 1} channels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            clip_from_state_dict(state, **options)
+    with pytest.raises(ValueError, match="too few dimensions"):
+        clip_from_state_dict({**state, "visual.conv1.weight": torch.zeros(WIDTH)}, head_channels=HEAD)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    for heads in (0, "eight", None):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {"hidden_size": TEXT_WIDTH, "num_attention_heads": heads}}))
+        with pytest.raises(ValueError, match="whole numbers above 0"):
+            CLIP.from_openai(tmp_path)
+
+
 # ---- diffusers' schedulers, step by step ----
 
 STEPS = 200

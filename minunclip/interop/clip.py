@@ -8,11 +8,12 @@ over; and the constant that this leaves goes into the positions. The activation 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from minunclip.config import CLIPConfig, TransformerConfig
+from minunclip.config import Activation, CLIPConfig, TransformerConfig
 from minunclip.loading import read_json, read_published, require_tensors
 from minunclip.models.clip import CLIP
 
@@ -115,8 +116,17 @@ def clip_from_state_dict(
     try:
         patches, positions, words = ours["patch_embedding.weight"], ours["image_positions"], ours["token_embedding.weight"]
         context, embedding_dim = ours["text_positions"].shape[0], ours["image_projection.weight"].shape[1]
+        side = patches.shape[2]
     except KeyError as missing:
         raise ValueError(f"the state dict has nothing for {missing}: these are not all the weights of a CLIP with a vision transformer") from None
+    except IndexError:
+        raise ValueError(
+            "the state dict has patches or projections with too few dimensions: these are no weights of a CLIP with a vision transformer"
+        ) from None
+    if activation not in get_args(Activation):
+        raise ValueError(
+            f"no CLIP with the activation {activation!r} can be read: its numbers would be others; it must be one of {', '.join(get_args(Activation))}"
+        )
 
     # (x + 1) / 2 - mean, over std: a factor for each channel, and a constant, which every patch gets with its position
     mean, std = (torch.tensor(values, dtype=patches.dtype)[None, :, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
@@ -129,9 +139,10 @@ def clip_from_state_dict(
 
     def tower(name: str, width: int, head_channels: int) -> TransformerConfig:
         layers = len({key.split(".")[2] for key in ours if key.startswith(f"{name}.blocks.")})
+        if head_channels < 1 or width % head_channels:
+            raise ValueError(f"a width of {width} is no multiple of {head_channels} channels a head: say how many with head_channels or image_head_channels")
         return TransformerConfig(width, layers, width // head_channels, activation)  # type: ignore[arg-type]
 
-    side = patches.shape[2]
     config = CLIPConfig(
         image_size=side * round((len(positions) - 1) ** 0.5),
         patch_size=side,
@@ -147,6 +158,14 @@ def clip_from_state_dict(
     return model.eval()
 
 
+def _channels(tower: Mapping[str, Any], width: str, usual_width: int, heads: str, usual_heads: int) -> int:
+    """Channels a head of a tower, from its part of a config. ValueError where it says no whole numbers above 0."""
+    sizes = tower.get(width, usual_width), tower.get(heads, usual_heads)
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"the config's {width} and {heads} are {sizes[0]!r} and {sizes[1]!r}: they must be whole numbers above 0")
+    return int(sizes[0]) // int(sizes[1])
+
+
 def clip_from_folder(path: Path) -> CLIP:
     """A published CLIP from a folder as the Hub has it, Hugging Face's or open_clip's, or from a .safetensors file or the index of its shards.
 
@@ -159,7 +178,7 @@ def clip_from_folder(path: Path) -> CLIP:
         text, vision = config.get("text_cfg") or {}, config.get("vision_cfg") or {}
         options = {
             "activation": "quick_gelu" if config.get("quick_gelu") else "gelu",
-            "head_channels": text.get("width", 512) // text.get("heads", 8),
+            "head_channels": _channels(text, "width", 512, "heads", 8),
             "image_head_channels": vision.get("head_width", HEAD_CHANNELS),
         }
     elif (folder / "config.json").is_file():
@@ -169,8 +188,8 @@ def clip_from_folder(path: Path) -> CLIP:
         text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
         options = {
             "activation": text.get("hidden_act", "quick_gelu"),
-            "head_channels": text.get("hidden_size", 512) // text.get("num_attention_heads", 8),
-            "image_head_channels": vision.get("hidden_size", 768) // vision.get("num_attention_heads", 12),
+            "head_channels": _channels(text, "hidden_size", 512, "num_attention_heads", 8),
+            "image_head_channels": _channels(vision, "hidden_size", 768, "num_attention_heads", 12),
         }
     else:
         options = {}
