@@ -165,7 +165,9 @@ def test_the_readme_has_the_figures_of_the_kept_experiment_on_the_weights_that_s
     assert kept["weights"] == weights_id(home / "data" / "weights", without=unused("importance-of-the-prior"))
     readme = (home / "README.md").read_text()
     for row in kept["table"].values():
-        assert f"| {row['all_right']:.1%} | {row['FID']:.3f} | {row['diversity']:.3f} |" in readme
+        spread = {name: row[f"± {name}"] for name in ("all_right", "FID", "diversity")}
+        shares = f"{row['all_right']:.1%} ± {100 * spread['all_right']:.1f}"
+        assert f"| {shares} | {row['FID']:.3f} ± {spread['FID']:.3f} | {row['diversity']:.3f} ± {spread['diversity']:.3f} |" in readme
 
 
 def test_the_readme_shows_what_two_hours_of_training_come_to():
