@@ -32,11 +32,12 @@ def keep(name: str, write: Callable[[Path], object]) -> None:
 
 
 def artefact(name: str, shipped: Path) -> Path:
-    """artefacts/NAME of an earlier notebook; where that has not run, what ships in its place. Says which."""
-    if (ARTEFACTS / name).exists():
+    """artefacts/NAME of an earlier notebook; where that has not come to its end, what ships in its place. Says which."""
+    path = ARTEFACTS / name
+    if (path / "config.json" if path.is_dir() else path).exists():  # of a model's folder the config is written last
         print(f"{name}: yours, of notebook {name[:2]}")
-        return ARTEFACTS / name
-    print(f"{name}: not there, as notebook {name[:2]} has not run here; the shipped {shipped.name} takes its place")
+        return path
+    print(f"{name}: not there, as notebook {name[:2]} has not come to its end here; the shipped {shipped.name} takes its place")
     return shipped
 
 
@@ -512,7 +513,7 @@ def both_errors(attempt: Callable[..., Any]) -> None:
     for hits, missed, alarms, quiet in ((90, 10, 30, 870), (8, 2, 1, 29), (48, 2, 52, 148)):
         harmful, harmless, kept = hits + missed, alarms + quiet, missed + quiet
         got = attempt(hits / (hits + alarms), hits / harmful, harmful / (harmful + harmless))
-        assert isinstance(got, tuple) and len(got) == 2, f"return two shares, of what is let through and of what is harmless, not {got}"
+        assert isinstance(got, tuple | list) and len(got) == 2, f"return two shares, of what is let through and of what is harmless, not {got}"
         found = f"{hits} of {harmful} harmful pictures are thrown out, and {alarms} of {harmless} harmless ones"
         left, lost = missed / kept, alarms / harmless
         assert abs(got[0] - left) < 1e-9, f"{found}: of the {kept} that are let through {missed} are harmful, {left:.4f}, not {got[0]:.4f}"

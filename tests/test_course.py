@@ -1,6 +1,7 @@
 import math
 import statistics
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -430,10 +431,16 @@ def test_what_one_notebook_keeps_another_finds_and_else_what_ships(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     shipped = tmp_path / "weights" / "prior"
     assert artefact("05_prior.txt", shipped) == shipped
-    assert capsys.readouterr().out == "05_prior.txt: not there, as notebook 05 has not run here; the shipped prior takes its place\n"
+    assert capsys.readouterr().out == "05_prior.txt: not there, as notebook 05 has not come to its end here; the shipped prior takes its place\n"
     keep("05_prior.txt", lambda path: path.write_text("mine"))
     assert artefact("05_prior.txt", shipped).read_text() == "mine"
     assert capsys.readouterr().out == "wrote artefacts/05_prior.txt\n05_prior.txt: yours, of notebook 05\n"
+    half = tmp_path / "artefacts" / "05_prior"  # of a folder whose notebook runs beside this one the weights are there, the config is not
+    half.mkdir()
+    (half / "model.safetensors").touch()
+    assert artefact("05_prior", shipped) == shipped
+    (half / "config.json").touch()
+    assert artefact("05_prior", shipped) == Path("artefacts/05_prior")
 
 
 def test_an_artefact_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

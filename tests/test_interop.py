@@ -250,6 +250,8 @@ def test_what_a_config_cannot_mean_is_said_in_a_line(tmp_path: Path) -> None:
         ({"activation": "gelu_new", "head_channels": HEAD}, "'gelu_new' can be read"),  # taken for another it would give other embeddings, silently
         ({"head_channels": 0}, "no multiple of 0 channels"),
         ({"head_channels": HEAD + 1}, f"no multiple of {HEAD + 1} channels"),
+        ({"head_channels": HEAD, "image_head_channels": 0}, "no multiple of 0 channels"),
+        ({"head_channels": HEAD, "image_head_channels": "eight"}, "no multiple of 'eight' channels"),
     ):
         with pytest.raises(ValueError, match=message):
             clip_from_state_dict(state, **options)
@@ -260,6 +262,9 @@ def test_what_a_config_cannot_mean_is_said_in_a_line(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {"hidden_size": TEXT_WIDTH, "num_attention_heads": heads}}))
         with pytest.raises(ValueError, match="whole numbers above 0"):
             CLIP.from_openai(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {"hidden_size": TEXT_WIDTH, "num_attention_heads": 7}}))
+    with pytest.raises(ValueError, match="no multiple of its num_attention_heads, 7"):
+        CLIP.from_openai(tmp_path)
 
 
 # ---- diffusers' schedulers, step by step ----

@@ -139,14 +139,14 @@ def clip_from_state_dict(
 
     def tower(name: str, width: int, head_channels: int) -> TransformerConfig:
         layers = len({key.split(".")[2] for key in ours if key.startswith(f"{name}.blocks.")})
-        if head_channels < 1 or width % head_channels:
-            raise ValueError(f"a width of {width} is no multiple of {head_channels} channels a head: say how many with head_channels or image_head_channels")
+        if not isinstance(head_channels, int) or head_channels < 1 or width % head_channels:
+            raise ValueError(f"a width of {width} is no multiple of {head_channels!r} channels a head: say how many with head_channels or image_head_channels")
         return TransformerConfig(width, layers, width // head_channels, activation)  # type: ignore[arg-type]
 
     config = CLIPConfig(
         image_size=side * round((len(positions) - 1) ** 0.5),
         patch_size=side,
-        vision=tower("image_transformer", patches.shape[0], image_head_channels or head_channels),
+        vision=tower("image_transformer", patches.shape[0], head_channels if image_head_channels is None else image_head_channels),
         text=tower("text_transformer", words.shape[1], head_channels),
         context_length=context,
         vocabulary_size=words.shape[0],
@@ -163,6 +163,8 @@ def _channels(tower: Mapping[str, Any], width: str, usual_width: int, heads: str
     sizes = tower.get(width, usual_width), tower.get(heads, usual_heads)
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"the config's {width} and {heads} are {sizes[0]!r} and {sizes[1]!r}: they must be whole numbers above 0")
+    if sizes[0] % sizes[1]:
+        raise ValueError(f"the config's {width}, {sizes[0]}, is no multiple of its {heads}, {sizes[1]}: the file was changed, or belongs to another model")
     return int(sizes[0]) // int(sizes[1])
 
 
