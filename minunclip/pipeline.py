@@ -82,8 +82,11 @@ class UnCLIP:
         folder = local_folder(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder with weights: run `make weights`, or name another with --weights")
-        stages = [stage for stage in STAGES + BASELINES if stage not in (*OPTIONAL, "upsampler2") or (folder / stage).is_dir()]  # Karlo enlarges once
-        models: dict[str, Any] = {stage: load_model(stage, folder / stage).to(device) for stage in stages}
+        models: dict[str, Any] = {}
+        for stage in STAGES + BASELINES:
+            once = stage == "upsampler2" and models["upsampler1"].config.last_step  # Karlo's, which enlarges once
+            if not (once or stage in OPTIONAL) or (folder / stage).is_dir():
+                models[stage] = load_model(stage, folder / stage).to(device)
         try:
             tokenizer = Tokenizer.load(folder / "tokenizer.json")
         except FileNotFoundError:

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from minunclip.cli import main
-from minunclip.config import BASELINES, STAGES
+from minunclip.config import BASELINES, STAGES, TINY
+from minunclip.models.upsampler import Upsampler
 from minunclip.pipeline import UnCLIP
 from minunclip.training import read_log
 
@@ -44,6 +46,14 @@ def test_saved_in_half_precision_it_draws_nearly_the_same(tiny_weights: Path, tm
     assert np.array_equal(a, b)  # the packed weights were float16 already
 
 
+def test_weights_whose_first_upsampler_is_karlos_enlarge_once(tiny_weights: Path, tmp_path: Path) -> None:
+    model = UnCLIP.from_pretrained(tiny_weights)
+    model.models["upsampler1"] = Upsampler(replace(TINY.upsampler1, last_step=True))
+    del model.models["upsampler2"]
+    model.save_pretrained(tmp_path)
+    assert UnCLIP.from_pretrained(tmp_path).sizes == (16, 32)
+
+
 def damage_truncate(folder: Path) -> str:
     path = folder / "decoder" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
@@ -53,6 +63,11 @@ def damage_truncate(folder: Path) -> str:
 def damage_missing(folder: Path) -> str:
     (folder / "prior" / "model.safetensors").unlink()
     return "prior/model.safetensors is missing"
+
+
+def damage_stage(folder: Path) -> str:
+    shutil.rmtree(folder / "upsampler2")
+    return "upsampler2/config.json is missing: run `make weights`"
 
 
 def damage_width(folder: Path) -> str:
@@ -76,7 +91,7 @@ def damage_tokenizer(folder: Path) -> str:
     return "is not a tokenizer"
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_missing, damage_width, damage_field, damage_tokenizer])
+@pytest.mark.parametrize("damage", [damage_truncate, damage_missing, damage_stage, damage_width, damage_field, damage_tokenizer])
 def test_damaged_weights_get_one_line_and_nothing_is_written(tiny_weights: Path, tmp_path: Path, capsys, damage) -> None:
     shutil.copytree(tiny_weights, tmp_path / "weights")
     message = damage(tmp_path / "weights")
