@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
@@ -108,7 +109,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # what Python, torch and safetensors make of a full disk
         temporary.unlink(missing_ok=True)
         raise TrainingError(
             f"cannot write {path} ({str(error).splitlines()[0]}): the last checkpoint is intact; free some space or choose another --out"

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from minunclip import training
 from minunclip.config import TINY, TrainingConfig
 from minunclip.models.decoder import Decoder
-from minunclip.training import TrainingError, compile_stacks, fit, learning_rate_at, make_optimizers, read_log, recompute, update_ema
+from minunclip.training import TrainingError, compile_stacks, fit, learning_rate_at, make_optimizers, read_log, recompute, save_model, update_ema
 
 SETTINGS = TrainingConfig(steps=40, batch_size=8, learning_rate=0.05, warmup=4, weight_decay=0.0, precision="fp32", checkpoint_every=10)
 TOY = """
@@ -26,6 +27,18 @@ import sys, time
 from pathlib import Path
 from tests.test_training import SETTINGS, run
 run(Path(sys.argv[1]), pause=float(sys.argv[2]))
+"""
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from torch import nn
+from minunclip.training import TrainingError, save_model
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_model(Path(sys.argv[1]), nn.Linear(100, 100), {})
+except TrainingError as error:
+    print(error)
 """
 
 
@@ -337,6 +350,15 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, whole: Path, monk
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"} == before  # and nothing half written
     run(tmp_path)
     assert_same(tmp_path, whole)
+
+
+def test_a_full_disk_leaves_the_old_model(tmp_path: Path) -> None:
+    pytest.importorskip("resource")  # a limit on a file's size: to whoever writes, the disk is full
+    save_model(tmp_path, nn.Linear(100, 100), {"a": 1})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert re.fullmatch(r"cannot write .*model.safetensors \(.*\): the last checkpoint is intact; [^\n]*\n", done.stdout), done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
