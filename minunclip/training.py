@@ -304,6 +304,8 @@ def fit(
             signal.signal(number, handler)
     if writes and step == first == settings.steps:  # a run that was killed between its last checkpoint and its model has an older model there
         save_model(folder, shown, model_config)
+    if distributed.anywhere(bool(stopping), device):  # asked while the last step was looked at or saved: there may be a next stage
+        raise KeyboardInterrupt
     return shown
 
 

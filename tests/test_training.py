@@ -259,6 +259,18 @@ def test_a_run_survives_real_signals_bit_for_bit(tmp_path: Path, whole: Path, nu
     assert_same(tmp_path, whole)
 
 
+def test_ctrl_c_while_the_last_step_is_validated_ends_the_command(tmp_path: Path, whole: Path) -> None:
+    def validate(_: nn.Module) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, validate=validate)  # once, at the end
+    assert signal.getsignal(signal.SIGINT) == before
+    assert_same(tmp_path, whole)
+
+
 def test_the_log_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
     run(tmp_path, stop_after=20)
     log = tmp_path / "log.jsonl"
