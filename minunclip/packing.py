@@ -1,9 +1,13 @@
 """From the folder of a training run to a folder of weights that ships: few bits a weight, and a card a model that says where it comes from."""
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -65,12 +69,33 @@ def _card(run: Path, stage: str, preset: str) -> str:
     return f"# {stage}\n\n{WHAT[stage]}\n\n{data}\n\n| | |\n|---|---|\n{rows}{curve}"
 
 
+@contextmanager
+def _in_place_of(folder: Path) -> Iterator[Path]:
+    """A copy of a folder, or a new one, beside it, which takes its place if nothing fails: two trainings are never mixed."""
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        new, old = Path(beside) / "new", Path(beside) / "old"
+        if folder.exists():
+            shutil.copytree(folder, new, symlinks=True)
+        else:
+            new.mkdir()
+        yield new
+        try:
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
+        finally:
+            if old.exists() and not folder.exists():
+                os.replace(old, folder)
+
+
 def pack(run: Path, weights: Path) -> None:
     """A training run's folder to one that ships: weights in float16 (those of EIGHT_BITS: in eight bits), the tokenizer, and a card a
     stage with its figures and its loss curve.
 
-    Everything is read and checked before the first file is written. Stages of OPTIONAL that the run lacks are left out, and so is an autoregressive
-    prior that was not trained anew where CLIP was: its components and buckets are those of another CLIP.
+    Everything is read and checked before the first file is written, and on any error `weights` stays as it was. Stages of OPTIONAL that the run
+    lacks are left out, and so is an autoregressive prior that was not trained anew where CLIP was: its components and buckets are those of another CLIP.
     """
     stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (run / stage).is_dir()]
     trained = {stage for stage in stages if (run / stage / "training.pt").exists()}
@@ -85,15 +110,16 @@ def pack(run: Path, weights: Path) -> None:
     require_fit(run, models, tokenizer)
     preset = next((name for name, preset in PRESETS.items() if preset.clip == models["clip"].config), "own")
     cards = {stage: _card(run, stage, preset) for stage in stages if (run / stage / "log.jsonl").exists()}
-    for stage, model in models.items():
-        if stage not in trained and torch.float32 not in {tensor.dtype for tensor in read_tensors(run / stage / "model.safetensors").values()}:
-            (weights / stage).mkdir(parents=True, exist_ok=True)  # packed before, and not touched since
-            for name in ("model.safetensors", "config.json"):
-                write_atomically(weights / stage / name, partial(shutil.copyfile, run / stage / name))
-        else:
-            save_model(weights / stage, model, config_to_json(model.config), torch.int8 if stage in EIGHT_BITS else torch.float16)
-    tokenizer.save(weights / "tokenizer.json")
-    for stage, card in cards.items():
-        write_atomically(weights / stage / "card.md", partial(Path.write_text, data=card, encoding="utf-8"))
-        if (run / stage / "loss.png").exists():
-            shutil.copyfile(run / stage / "loss.png", weights / stage / "loss.png")
+    with _in_place_of(weights) as new:
+        for stage, model in models.items():
+            if stage not in trained and torch.float32 not in {tensor.dtype for tensor in read_tensors(run / stage / "model.safetensors").values()}:
+                (new / stage).mkdir(parents=True, exist_ok=True)  # packed before, and not touched since
+                for name in ("model.safetensors", "config.json"):
+                    write_atomically(new / stage / name, partial(shutil.copyfile, run / stage / name))
+            else:
+                save_model(new / stage, model, config_to_json(model.config), torch.int8 if stage in EIGHT_BITS else torch.float16)
+        tokenizer.save(new / "tokenizer.json")
+        for stage, card in cards.items():
+            write_atomically(new / stage / "card.md", partial(Path.write_text, data=card, encoding="utf-8"))
+            if (run / stage / "loss.png").exists():
+                shutil.copyfile(run / stage / "loss.png", new / stage / "loss.png")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minunclip import cli
+from minunclip import cli, packing
 from minunclip.cli import main, slug
 from minunclip.config import BASELINES, CPU, PRESETS, STAGES, CheckerConfig
 from minunclip.data.checker import SceneReader
@@ -24,7 +24,7 @@ from minunclip.packing import EIGHT_BITS
 from minunclip.pipeline import UnCLIP, hashes, weights_id
 from minunclip.plots import evenly
 from minunclip.safety import is_signed
-from minunclip.training import save_model
+from minunclip.training import save_model, write_atomically
 
 
 def files(folder: Path) -> set[str]:
@@ -217,6 +217,27 @@ def test_packing_an_unfinished_run_writes_nothing(tiny_run: Path, tmp_path: Path
     shutil.rmtree(run / lost)
     refused(["pack", str(run), str(tmp_path / "packed")], capsys)
     assert not (tmp_path / "packed").exists()
+
+
+def test_packing_that_fails_at_the_last_card_leaves_the_older_weights(tiny_run: Path, tiny_weights: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    packed = Path(shutil.copytree(tiny_weights, tmp_path / "packed"))
+    for stage in STAGES + BASELINES:  # of an earlier training
+        (packed / stage / "model.safetensors").write_bytes(b"older")
+    (packed / "notes.txt").write_text("one's own")
+    before = {name: (packed / name).read_bytes() for name in files(packed) if (packed / name).is_file()}
+
+    def full(path: Path, write) -> None:
+        if path.name == "card.md" and path.parent.name == BASELINES[-1]:
+            raise OSError("No space left on device")
+        write_atomically(path, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "write_atomically", full)
+        assert "No space left" in refused(["pack", str(tiny_run), str(packed)], capsys)
+    assert {name: (packed / name).read_bytes() for name in files(packed) if (packed / name).is_file()} == before
+    assert files(tmp_path) == {"packed"} | {f"packed/{name}" for name in files(packed)}  # nothing is left beside it
+    assert main(["pack", str(tiny_run), str(packed)]) == 0
+    assert hashes(packed) == hashes(tiny_weights) and files(packed) == files(tiny_weights) | {"notes.txt"}
 
 
 def test_packing_asks_which_of_two_tokenizers_is_meant(tiny_run: Path, tmp_path: Path, capsys) -> None:
