@@ -111,6 +111,8 @@ def pack(run: Path, weights: Path) -> None:
     preset = next((name for name, preset in PRESETS.items() if preset.clip == models["clip"].config), "own")
     cards = {stage: _card(run, stage, preset) for stage in stages if (run / stage / "log.jsonl").exists()}
     with _in_place_of(weights) as new:
+        if "clip" in trained and "ar-prior" not in stages and (new / "ar-prior").exists():
+            shutil.rmtree(new / "ar-prior")  # packed before, and of another CLIP
         for stage, model in models.items():
             if stage not in trained and torch.float32 not in {tensor.dtype for tensor in read_tensors(run / stage / "model.safetensors").values()}:
                 (new / stage).mkdir(parents=True, exist_ok=True)  # packed before, and not touched since

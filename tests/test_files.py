@@ -279,12 +279,14 @@ def test_what_is_fitted_to_embeddings_is_fitted_anew_where_clip_was_trained_furt
 
 @pytest.mark.slow
 def test_an_autoregressive_prior_of_another_clip_is_not_packed(folder: Path, tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(tiny_weights, tmp_path / "older")
     options = ["--preset", "tiny", "--data", str(folder), "--init", str(tiny_weights), "--steps", "2", "--out", str(tmp_path / "run")]
     for stage in ("clip", "prior", "decoder"):
         assert main(["train", stage, *options]) == 0
         if stage == "prior":
             assert main(["pack", str(tmp_path / "run"), str(tmp_path / "packed")]) == 2 and not (tmp_path / "packed").exists()
-    assert main(["pack", str(tmp_path / "run"), str(tmp_path / "packed")]) == 0
+    assert main(["pack", str(tmp_path / "run"), str(tmp_path / "packed")]) == main(["pack", str(tmp_path / "run"), str(tmp_path / "older")]) == 0
+    assert not (tmp_path / "older" / "ar-prior").exists() and (tmp_path / "older" / "glide").exists()
     assert "has not learned from the CLIP that was trained here" in capsys.readouterr().out and not (tmp_path / "packed" / "ar-prior").exists()
     assert main(["train", "ar-prior", *options]) == 0 and main(["pack", str(tmp_path / "run"), str(tmp_path / "whole")]) == 0
     assert (tmp_path / "whole" / "ar-prior" / "card.md").exists()
