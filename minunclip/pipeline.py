@@ -269,7 +269,6 @@ def require_fit(folder: Path, models: dict[str, Any], tokenizer: Tokenizer) -> N
         low = models[stage].config.high_size
     if len(tokenizer) > min(clip.vocabulary_size, decoder.vocabulary_size):
         raise ValueError(f"{folder / 'tokenizer.json'} has {len(tokenizer)} tokens, more than CLIP or the decoder knows: it belongs to another preset")
-    models["prior"].latent_scale.require_same(LatentScale.for_dim(decoder.embedding_dim))
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The diffusion prior: who sees whom, what may be dropped, and that it learns."""
 
 import dataclasses
-import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from minunclip.config import DiffusionConfig, DiffusionPriorConfig, TransformerConfig
+from minunclip.config import TINY, DiffusionConfig, DiffusionPriorConfig, TransformerConfig
+from minunclip.data.tokenizer import Tokenizer
 from minunclip.diffusion import make_schedule
+from minunclip.models.clip import CLIP
+from minunclip.models.decoder import Decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale, TextCondition, prior_loss, sample_prior
+from minunclip.pipeline import require_fit
 
 DIM, TEXT_WIDTH, CONTEXT = 16, 12, 6
 CONFIG = DiffusionPriorConfig(DIM, TEXT_WIDTH, CONTEXT, TransformerConfig(32, 2, 2), DiffusionConfig("cosine", "x0", False, "dpm", 6))
@@ -59,9 +63,15 @@ def test_scale_round_trip_and_the_papers_factor():
 
 
 def test_prior_and_decoder_must_share_the_scale():
-    LatentScale.for_dim(128).require_same(LatentScale(float(torch.tensor(math.sqrt(128)).bfloat16())))
-    with pytest.raises(ValueError, match="latent scales differ"):
-        LatentScale.for_dim(1024).require_same(LatentScale(17.2))
+    models = {"clip": CLIP(TINY.clip), "prior": DiffusionPrior(TINY.prior), "decoder": Decoder(TINY.decoder)}
+    require_fit(Path("weights"), models, Tokenizer([]))
+    assert models["prior"].latent_scale == LatentScale.for_dim(TINY.decoder.embedding_dim)
+    for stage, name, other in (
+        ("prior", "diffusion prior", DiffusionPrior(dataclasses.replace(TINY.prior, embedding_dim=48))),
+        ("decoder", "decoder", Decoder(dataclasses.replace(TINY.decoder, embedding_dim=48))),
+    ):
+        with pytest.raises(ValueError, match=f"^weights: the {name} has embedding_dim 48, CLIP 32: "):
+            require_fit(Path("weights"), {**models, stage: other}, Tokenizer([]))
 
 
 # ---- who sees whom ----

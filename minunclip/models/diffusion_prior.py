@@ -29,7 +29,7 @@ class LatentScale:
     """By how much unit-norm embeddings are multiplied before noise is added, or a network reads them.
 
     A unit-norm embedding has an RMS of 1 / sqrt(d) a dimension, which unit Gaussian noise would drown. sqrt(d) makes it one.
-    The paper multiplies by 17.2 at d = 1024, which is 0.5375 sqrt(d). Prior and decoder must share the factor: see `require_same`.
+    The paper multiplies by 17.2 at d = 1024, which is 0.5375 sqrt(d). Prior and decoder share the factor, as they share d.
     """
 
     factor: float
@@ -44,11 +44,6 @@ class LatentScale:
 
     def unscale(self, latent: Tensor) -> Tensor:
         return latent / self.factor
-
-    def require_same(self, other: "LatentScale") -> None:
-        """ValueError unless both factors agree (up to the rounding of a bfloat16 checkpoint)."""
-        if not math.isclose(self.factor, other.factor, rel_tol=5e-3):
-            raise ValueError(f"latent scales differ ({self.factor:.4g} and {other.factor:.4g}): use a prior and a decoder trained with the same one")
 
 
 class TextCondition(nn.Module):
