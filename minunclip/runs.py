@@ -192,7 +192,7 @@ def on_clip(preset: Preset, clip: CLIPConfig) -> Preset:
         preset,
         clip=clip,
         prior=replace(preset.prior, text_width=clip.text.width, **reads),
-        ar_prior=replace(preset.ar_prior, text_width=clip.text.width, **reads),
+        ar_prior=replace(preset.ar_prior, text_width=clip.text.width, components=clip.embedding_dim, **reads),  # as many as it needs, of all there are
         decoder=replace(preset.decoder, embedding_dim=clip.embedding_dim, text=text, **words),
         dalle=replace(preset.dalle, **words),
     )

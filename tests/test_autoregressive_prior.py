@@ -1,6 +1,7 @@
 """The autoregressive prior: its codec against linear algebra, its transformer's causality, and that it samples what it learned."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -68,7 +69,19 @@ def test_pca_keeps_the_fewest_components_that_meet_the_error(tolerance: float):
     variance = (z - z.mean(dim=0)).square().sum()
     errors = [float((z - pca.reconstruct(pca.project(z)[:, :n])).square().sum() / variance) for n in range(len(pca.eigenvalues) + 1)]
     assert errors[-1] < tolerance <= errors[-2]
-    assert len(fit_pca(z, 2, 1e-9).eigenvalues) == 2
+
+
+def test_too_few_components_are_kept_with_a_warning_that_says_what_they_miss():
+    z = embeddings(300)
+    with pytest.warns(UserWarning, match=r"^2 components leave (\d+\.\d\d)% of the variance, more than 1\.00%: raise ") as seen:
+        pca = fit_pca(z, 2)
+    assert len(pca.eigenvalues) == 2 and len(seen) == 1
+    left = (z - pca.reconstruct(pca.project(z))).square().sum() / (z - z.mean(dim=0)).square().sum()
+    assert f"leave {left:.2%} of" in str(seen[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_pca(z, DIM)
+        fit_pca(z, DIM, tolerance=0.0)  # all there are
 
 
 def test_pca_of_constant_embeddings_is_refused():

@@ -1,13 +1,14 @@
 """The sizes that the presets name are the sizes that are built."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from minunclip.config import BASELINES, PRESETS, STAGES, TINY
+from minunclip.config import BASELINES, CPU, PRESETS, STAGES, TINY, TransformerConfig
 from minunclip.loading import MODELS, load_model
-from minunclip.runs import Run, preset_named
+from minunclip.runs import Run, on_clip, preset_named
 from minunclip.stages import train
 from minunclip.training import read_log
 
@@ -44,6 +45,15 @@ def test_the_parts_of_a_preset_fit_together(preset: str) -> None:
     assert p.decoder.image_size == p.upsampler1.low_size and p.upsampler1.high_size == p.upsampler2.low_size
     assert tuple(p.training) == STAGES + BASELINES and all(t.batch_size % t.accumulation == 0 for t in p.training.values())
     assert all(parameters(stage, preset) > 0 for stage in STAGES + BASELINES)
+
+
+def test_on_another_clip_the_priors_and_the_decoder_take_its_sizes() -> None:
+    clip = replace(CPU.clip, embedding_dim=512, context_length=77, vocabulary_size=49_408, text=TransformerConfig(256, 2, 4))
+    p = on_clip(CPU, clip)
+    assert p.clip == clip and p.decoder.text == clip.text
+    assert {config.embedding_dim for config in (p.prior, p.ar_prior, p.decoder)} == {512} and p.ar_prior.components == 512
+    assert {config.context_length for config in (p.prior, p.ar_prior, p.decoder, p.dalle)} == {77} and p.prior.text_width == p.ar_prior.text_width == 256
+    assert (p.upsampler1, p.upsampler2, p.prior.transformer, p.decoder.unet) == (CPU.upsampler1, CPU.upsampler2, CPU.prior.transformer, CPU.decoder.unet)
 
 
 def test_an_unknown_preset_is_refused_with_the_names() -> None:

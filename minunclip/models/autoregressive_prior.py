@@ -9,6 +9,7 @@ Differs from the paper: buckets are ordinal and training is short, so a bucket e
 predicted by the model itself; samples are put back on the unit sphere.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -51,7 +52,7 @@ class PCA(nn.Module):
 def fit_pca(embeddings: Tensor, max_components: int, tolerance: float = 0.01) -> PCA:
     """PCA of embeddings (N, d) with the fewest components whose mean squared error is under `tolerance` of the variance.
 
-    If `max_components` do not suffice, that many are kept. ValueError if there is nothing to fit.
+    If `max_components` do not suffice, that many are kept, with a warning. ValueError if there is nothing to fit.
     """
     values = embeddings.double()
     mean = values.mean(dim=0)
@@ -64,6 +65,8 @@ def fit_pca(embeddings: Tensor, max_components: int, tolerance: float = 0.01) ->
     # the error of the first k components is the sum of the eigenvalues left out
     error = 1 - eigenvalues.cumsum(0) / variance
     kept = min(int((error >= tolerance).sum()) + 1, max_components)
+    if kept < len(error) and (left := float(error[kept - 1])) >= tolerance:
+        warnings.warn(f"{kept} components leave {left:.2%} of the variance, more than {tolerance:.2%}: raise the prior's components", stacklevel=2)
     return PCA(mean.float(), vectors.T[:kept].contiguous().float(), eigenvalues[:kept].float())
 
 
