@@ -168,6 +168,13 @@ def warn(model: UnCLIP, captions: Sequence[str]) -> None:
             print(f"warning: caption cut to {context} tokens: {text[:60]!r}", file=sys.stderr)
 
 
+def require_text(captions: Sequence[str]) -> None:
+    """ValueError for what no file can hold as UTF-8, such as an argument in another encoding: said before anything is drawn."""
+    for text in captions:
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{text[:60]!r} is not UTF-8 text: give the caption in that encoding")
+
+
 def require_folder(option: str, path: str | None) -> None:
     """ValueError where a file is asked for whose folder is not there: said before the work is done, not after."""
     if path is not None and not Path(path).parent.is_dir():
@@ -201,6 +208,7 @@ def sample(
     """
     path = Path(out)
     require_picture_name(out)
+    require_text(captions)
     terms = [] if blocklist is None else read_terms(Path(blocklist))
     for text in captions:
         if found := find_terms(text, terms):
@@ -244,6 +252,7 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Draw one caption and how its picture came about, time every stage, and let the checker say what it sees."""
+    require_text([prompt])
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     warn(model, [prompt])
     frames: list[np.ndarray] = []

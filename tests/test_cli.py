@@ -54,6 +54,8 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["sample", "a star", "--nope", "1"], "unrecognized arguments: --nope"),
         (["sample", "a star", "--prior", "magic"], "magic"),
         (["sample", "a star", "--out", "picture.jpg"], "must end in .png"),
+        (["sample", "a star", "a \udcff star"], r"'a \udcff star' is not UTF-8 text"),
+        (["demo", "a \ud83d star", "--out", "out"], r"'a \ud83d star' is not UTF-8 text"),
         (["sample", "a star", "--weights", "no/such/folder"], "is no folder with weights"),
         (["train", "clip", "--preset", "tiny", "--steps", "0"], "at least 1"),
         (["train", "prior", "--preset", "tiny", "--out", "run"], "has no trained CLIP"),
