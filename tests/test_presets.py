@@ -1,5 +1,9 @@
 """The sizes that the presets name are the sizes that are built."""
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +15,19 @@ from minunclip.loading import MODELS, load_model
 from minunclip.runs import Run, on_clip, preset_named
 from minunclip.stages import train
 from minunclip.training import read_log
+
+FURTHER = replace(TINY.training["decoder"], steps=30, checkpoint_every=5, precision="bf16", optimizer="muon", sample_every=100, validate_every=100)
+DECODER = """
+import sys
+from pathlib import Path
+from tests.test_presets import train_decoder
+train_decoder(Path(sys.argv[1]))
+"""
+
+
+def train_decoder(folder: Path) -> None:
+    """As the larger presets do it: in bf16 (where the processor knows it) and with Muon."""
+    train("decoder", Run(TINY, folder, torch.device("cpu")), settings=FURTHER)
 
 
 def parameters(stage: str, preset: str = "paper") -> int:
@@ -82,3 +99,21 @@ def test_a_stage_resumes_bit_for_bit(stage: str, tiny_run: Path, tmp_path: Path)
     train(stage, Run(TINY, tmp_path, torch.device("cpu")), stop_after=5)
     train(stage, Run(TINY, tmp_path, torch.device("cpu")))
     assert (tmp_path / stage / "model.safetensors").read_bytes() == (tiny_run / stage / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_killed_goes_on_bit_for_bit(tiny_run: Path, tmp_path: Path) -> None:
+    for run in ("whole", "killed"):
+        (tmp_path / run).mkdir()
+        for part in ("data", "clip"):
+            (tmp_path / run / part).symlink_to(tiny_run / part)
+    train_decoder(tmp_path / "whole")
+    folder = tmp_path / "killed" / "decoder"
+    process = subprocess.Popen([sys.executable, "-c", DECODER, str(folder.parent)], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
+    while not (folder / "training.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < torch.load(folder / "training.pt", weights_only=True)["step"] < FURTHER.steps
+    train_decoder(folder.parent)
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole" / "decoder" / "model.safetensors").read_bytes()
