@@ -12,7 +12,7 @@ from minunclip.data.scenes import NESTED, kind_of, sample_scenes
 from minunclip.data.world import to_tensor
 from minunclip.evaluation import accuracy, held_out_captions
 from minunclip.pipeline import UnCLIP
-from minunclip.report import clip_figures
+from minunclip.report import clip_figures, embed_scenes
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,23 @@ def test_they_are_of_the_cpu_preset(model):
 def test_clip_finds_the_caption_of_a_picture_it_has_never_seen(model):
     found = clip_figures(model, count=100)["full"]
     assert min(found.values()) >= 0.95
+
+
+def test_the_autoregressive_prior_leaves_less_than_the_papers_hundredth_of_pictures_it_has_never_seen(model):
+    z_i = embed_scenes(model, sample_scenes(1500, seed=31, held_out=True), CPU.clip.image_size)
+    pca = model.models["ar-prior"].pca
+    assert len(pca.eigenvalues) < CPU.clip.embedding_dim
+    assert (z_i - pca.reconstruct(pca.project(z_i))).square().sum() < 0.01 * (z_i - z_i.mean(dim=0)).square().sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["diffusion", "autoregressive"])
+def test_captions_drawn_together_or_one_by_one_give_the_same_pictures(model, prior):
+    captions = ["a red circle above a blue square", "three tiny stars on a dark background", "a large striped heart inside a green ring"]
+    together = model.generate(captions, prior, [3, 4, 5], size=32).pictures[32].astype(int)
+    alone = [model.generate([caption], prior, 3 + i, size=32).pictures[32][0] for i, caption in enumerate(captions)]
+    assert abs(together - alone).max() <= 1
+    assert abs(together[0] - together[1]).max() > 100
 
 
 @pytest.mark.parametrize("size", [32, 128])
