@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minunclip.config import BASELINES, CPU, PRESETS, STAGES, TINY, TransformerConfig
+from minunclip.config import BASELINES, CPU, PAPER, PRESETS, STAGES, TINY, TransformerConfig
 from minunclip.loading import MODELS, load_model
 from minunclip.runs import Run, on_clip, preset_named
 from minunclip.stages import train
@@ -48,6 +48,47 @@ def test_the_papers_priors_have_the_sizes_that_its_widths_give() -> None:
     # since the encoded text comes from CLIP.
     assert parameters("ar-prior") / 1e9 == pytest.approx(0.808, abs=0.001)
     assert 0.97 < 24 * 12 * 2048**2 / parameters("prior") < 1 and 0.97 < 24 * 12 * 1664**2 / parameters("ar-prior") < 1
+
+
+def test_the_papers_preset_is_its_table_3() -> None:
+    chain = (PAPER.prior, PAPER.decoder, PAPER.upsampler1, PAPER.upsampler2)
+    assert [config.diffusion.schedule for config in chain] == ["cosine", "cosine", "cosine", "linear"]
+    assert [config.diffusion.steps for config in chain] == 4 * [1000]
+    assert [config.diffusion.sampling_steps for config in chain] == [64, 250, 27, 15]
+    assert [config.diffusion.sampler for config in chain[2:]] == ["ddim", "ddim"]
+    assert [config.diffusion.learned_variance for config in chain] == [False, True, True, True]
+    assert (PAPER.prior.text_drop, PAPER.ar_prior.text_drop) == (0.1, 0.1)
+    assert (PAPER.decoder.embedding_drop, PAPER.decoder.caption_drop) == (0.1, 0.5)
+    nets = [config.unet for config in chain[1:]]
+    assert [(net.width, net.multipliers, net.blocks) for net in nets] == [(512, (1, 2, 3, 4), 3), (320, (1, 2, 3, 4), 3), (192, (1, 1, 2, 2, 4, 4), 2)]
+    assert [net.attention_at for net in nets] == [(32, 16, 8), (), ()] and nets[0].head_channels == 64
+    assert [net.dropout for net in nets] == [0.1, 0.1, 0.0] and [net.patch_size for net in nets] == [1, 1, 1]
+    assert (PAPER.upsampler1.degradation, PAPER.upsampler2.degradation) == ("blur", "bsr")
+    transformers = [config.transformer for config in (PAPER.prior, PAPER.ar_prior)] + [PAPER.decoder.text]
+    assert [(one.width, one.layers, one.heads) for one in transformers] == [(2048, 24, 32), (1664, 24, 26), (2048, 24, 32)]
+    assert (PAPER.ar_prior.components, PAPER.ar_prior.buckets, PAPER.prior.context_length) == (319, 1024, 256)
+    table = {  # batch, thousands of iterations, learning rate, Adam's beta 2 and epsilon, EMA decay
+        "ar-prior": (4096, 1000, 1.6e-4, 0.91, 1e-10, 0.999),
+        "prior": (4096, 600, 1.1e-4, 0.96, 1e-6, 0.9999),
+        "decoder": (2048, 800, 1.2e-4, 0.999, 1e-8, 0.9999),
+        "upsampler1": (1024, 1000, 1.2e-4, 0.999, 1e-8, 0.9999),
+        "upsampler2": (512, 1000, 1.0e-4, 0.999, 1e-8, 0.9999),
+    }
+    for stage, row in table.items():
+        given = PAPER.training[stage]
+        assert (given.batch_size, given.steps / 1000, given.learning_rate, given.beta2, given.epsilon, given.ema_decay) == row, stage
+        assert (given.optimizer, given.beta1) == ("adamw", 0.9)
+    assert (PAPER.training["ar-prior"].weight_decay, PAPER.training["prior"].weight_decay) == (0.04, 0.06)
+
+
+def test_the_weights_that_ship_keep_what_table_3_says_of_upsamplers() -> None:
+    pair = (CPU.upsampler1, CPU.upsampler2)
+    assert [(config.diffusion.schedule, config.diffusion.sampler, config.diffusion.sampling_steps) for config in pair] == [
+        ("cosine", "ddim", 27),
+        ("linear", "ddim", 15),
+    ]
+    assert [(config.unet.attention_at, config.degradation, config.diffusion.steps) for config in pair] == [((), "blur", 1000), ((), "bsr", 1000)]
+    assert CPU.prior.diffusion.schedule == CPU.decoder.diffusion.schedule == "cosine"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
