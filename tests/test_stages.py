@@ -1,0 +1,50 @@
+"""What a stage hands to its loss: how often it drops the caption and the embedding, so that guidance has something to start from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from minunclip import stages
+from minunclip.config import TINY
+from minunclip.runs import Run
+from minunclip.stages import prepare
+
+DROPS = replace(
+    TINY,
+    prior=replace(TINY.prior, text_drop=0.3),
+    ar_prior=replace(TINY.ar_prior, text_drop=0.15),
+    decoder=replace(TINY.decoder, embedding_drop=0.2, caption_drop=0.7),
+)
+
+
+@pytest.mark.slow  # shares the training of the whole chain with other tests
+@pytest.mark.parametrize(
+    ("stage", "loss_name", "chances"),
+    [
+        ("prior", "prior_loss", (0.3,)),
+        ("ar-prior", "autoregressive_loss", (0.15,)),
+        ("decoder", "decoder_loss", (0.2, 0.7)),  # the embedding, the caption
+        ("glide", "decoder_loss", (1.0, 0.2)),
+    ],
+)
+def test_conditions_are_dropped_as_often_as_the_config_says(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, stage, loss_name, chances) -> None:
+    seen: list[list[Tensor]] = []
+
+    def look(*given: Tensor) -> Tensor:
+        seen.append([drop.float() for drop in given[-len(chances) :]])
+        return torch.zeros(1)
+
+    monkeypatch.setattr(stages, loss_name, look)
+    settings = replace(TINY.training[stage], batch_size=500)
+    _, model, batch, loss, _ = prepare(stage, Run(DROPS, tiny_run, torch.device("cpu")), settings)
+    for step in range(8):
+        loss(model, batch(step))
+    drops = [torch.cat(column) for column in zip(*seen)]
+    assert [drop.shape for drop in drops] == len(chances) * [(4000,)]
+    for drop, chance in zip(drops, chances, strict=True):
+        assert float(drop.mean()) == pytest.approx(chance, abs=0.03)  # four standard deviations
+    if len(chances) == 2:  # independent of each other
+        assert float((drops[0] * drops[1]).mean()) == pytest.approx(chances[0] * chances[1], abs=0.03)
