@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from minunclip.cli import main
 from minunclip.config import BASELINES, STAGES, TINY
+from minunclip.data.world import to_tensor
+from minunclip.loading import config_to_json, load_model
 from minunclip.models.upsampler import Upsampler
 from minunclip.pipeline import UnCLIP
-from minunclip.training import read_log
+from minunclip.runs import Run
+from minunclip.training import read_log, save_model
 
 CAPTIONS = ["a red circle above a blue square", "", "three tiny stars", "zwölf 🐘 elephants"]
 
@@ -128,6 +132,32 @@ def test_every_stage_leaves_a_log_with_validation(tiny_run: Path, tiny_weights: 
         assert last["step"] == 12 and np.isfinite(last["validation_loss"])
         assert f"{last['loss']:.6g}" in (tiny_weights / stage / "card.md").read_text()
     assert len(list((tiny_run / "data").glob("world-*/image-embeddings-*.npy"))) == 1
+
+
+def test_embeddings_are_computed_once_for_each_clip(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("data", "clip"):
+        shutil.copytree(tiny_run / part, tmp_path / part, ignore=shutil.ignore_patterns("image-embeddings-*"))
+    computed, embed = [], Run._embed
+    monkeypatch.setattr(Run, "_embed", lambda run, pictures: (computed.append(len(pictures)), embed(run, pictures))[1])
+
+    def kept() -> np.ndarray:
+        return np.array(Run(TINY, tmp_path, torch.device("cpu")).image_embeddings)
+
+    first = kept()
+    assert sum(computed) == len(first) == TINY.world.training_scenes
+    assert np.array_equal(kept(), first) and sum(computed) == len(first)  # read, not computed
+    clip = load_model("clip", tmp_path / "clip")
+    before = set((tmp_path / "data").glob("world-*/image-embeddings-*.npy"))
+    for parameter in clip.parameters():
+        parameter.data.mul_(1.1)
+    save_model(tmp_path / "clip", clip, config_to_json(clip.config))
+    other = kept()
+    assert sum(computed) == 2 * len(first) and np.abs(other - first).max() > 0.01
+    after = set((tmp_path / "data").glob("world-*/image-embeddings-*.npy"))
+    assert len(before) == 1 and len(after) == 2 and before < after  # and the older CLIP's are still there
+    pictures = to_tensor(np.load(next(iter(after)).with_name("pictures.npy"))[:8])
+    with torch.no_grad():
+        np.testing.assert_allclose(other[:8], clip.encode_image(pictures), atol=1e-5)
 
 
 @pytest.mark.slow
