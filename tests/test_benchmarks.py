@@ -1,5 +1,6 @@
 """What `make bench` does, in small: from a fresh clone, without a training run of before."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minunclip.config import STAGES, TINY
+from minunclip.config import CPU, STAGES, TINY
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,3 +22,17 @@ def test_every_stage_is_timed_without_a_run_of_before(tiny_weights: Path, tmp_pa
     for stage, found in figures["training"].items():
         assert found["steps"] == TINY.training[stage].steps and 0 < found["share_of_ceiling"] < 1
         assert found["images_per_second"] == pytest.approx(TINY.training[stage].batch_size / found["seconds"])
+
+
+def test_the_readme_has_the_speeds_that_were_measured_and_they_keep_their_limits() -> None:
+    spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmarks" / "speed.py")
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    figures = json.loads((ROOT / "results" / "speed.json").read_text())
+    assert speed.table(figures) in (ROOT / "README.md").read_text()
+    limits = {"cold, import to file": 15, "warm, 512": 6, "warm, 32": 2}
+    assert all(figures["sampling"][name] < limit for name, limit in limits.items())
+    assert list(figures["training"]) == list(STAGES)
+    assert all(found["steps"] == CPU.training[stage].steps for stage, found in figures["training"].items())
+    total = sum(found["steps"] * found["seconds"] for found in figures["training"].values()) / 60
+    assert figures["training minutes"] == pytest.approx(total)
