@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -240,6 +241,21 @@ def test_packing_that_fails_at_the_last_card_leaves_the_older_weights(tiny_run: 
     assert files(tmp_path) == {"packed"} | {f"packed/{name}" for name in files(packed)}  # nothing is left beside it
     assert main(["pack", str(tiny_run), str(packed)]) == 0
     assert hashes(packed) == hashes(tiny_weights) and files(packed) == files(tiny_weights) | {"notes.txt"}
+
+
+def test_packing_whose_last_rename_fails_puts_the_older_weights_back(tiny_run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "notes.txt").write_text("one's own")
+    rename = os.replace
+
+    def fails(start: Path, end: Path) -> None:
+        if Path(start).name == "new":
+            raise OSError("Device or resource busy")
+        rename(start, end)
+
+    monkeypatch.setattr(packing.os, "replace", fails)
+    assert "Device or resource busy" in refused(["pack", str(tiny_run), str(tmp_path / "packed")], capsys)
+    assert files(tmp_path) == {"packed", "packed/notes.txt"}
 
 
 def test_packing_asks_which_of_two_tokenizers_is_meant(tiny_run: Path, tmp_path: Path, capsys) -> None:
