@@ -19,8 +19,9 @@ from minunclip.data.captions import compare, parse
 from minunclip.data.render import render
 from minunclip.data.world import HELD_OUT_SEED, to_tensor
 from minunclip.evaluation import accuracy, frechet_distance, held_out_captions
-from minunclip.experiments import Table
+from minunclip.experiments import Table, seeds_apart
 from minunclip.loading import config_to_json
+from minunclip.models.decoder import Decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale
 from minunclip.pipeline import UnCLIP
 from minunclip.runs import Run
@@ -59,7 +60,7 @@ class Judge:
     """How good priors and decoders are on the same held-out captions, always with the same seeds."""
 
     def __init__(self, model: UnCLIP, count: int, seed: int):
-        self.model, self.seeds = model, range(count)
+        self.model, self.count, self.seeds = model, count, seeds_apart(count, seed)
         pairs = held_out_captions(count, HELD_OUT_SEED + seed)
         self.texts, side = [text for _, text in pairs], model.models["clip"].config.image_size
         self.z_i = model.embed(to_tensor(render([scene for scene, _ in pairs], side)))
@@ -69,15 +70,15 @@ class Judge:
         """Cosine to the true z_i, Fréchet distance to the true ones, captions that the decoder's pictures get right, seconds an embedding."""
         trial = UnCLIP({**self.model.models, stage: network.eval()}, self.model.tokenizer)
         start = time.perf_counter()
-        z_i = trial.draw_embeddings(self.text, "diffusion" if stage == "prior" else "autoregressive", self.seeds)[0]
-        seconds = (time.perf_counter() - start) / len(self.seeds)
+        z_i = trial.draw_embeddings(self.text, "diffusion" if stage == "prior" else "autoregressive", self.seeds[0])[0]
+        seconds = (time.perf_counter() - start) / self.count
         figures = {"cosine": float((z_i * self.z_i).sum(dim=1).mean()), "FID of z_i": frechet_distance(self.z_i, z_i)}
-        return figures | {"all_right": self._right(trial.decode(z_i, self.text, self.seeds))["all_right"], "seconds": seconds}
+        return figures | {"all_right": self._right(trial.decode(z_i, self.text, self.seeds[1]))["all_right"], "seconds": seconds}
 
-    def decoder(self, network: nn.Module) -> dict[str, float]:
-        """Of pictures of the true z_i, with captions: what is right, and the Fréchet distance in CLIP's space."""
+    def decoder(self, network: Decoder) -> dict[str, float]:
+        """Of pictures of the true z_i, with captions where it has learned from some: what is right, and the Fréchet distance in CLIP's space."""
         trial = UnCLIP({**self.model.models, "decoder": network.eval()}, self.model.tokenizer)
-        images = trial.decode(self.z_i, self.text, self.seeds)
+        images = trial.decode(self.z_i, None if network.config.caption_drop == 1 else self.text, self.seeds[1])
         right = self._right(images)
         return {name: right[name] for name in ("shape", "colour", "all_right")} | {"FID": frechet_distance(self.z_i, trial.embed(images))}
 
@@ -86,18 +87,30 @@ class Judge:
         return accuracy([compare(parse(text), scene) for text, scene in zip(self.texts, scenes)])
 
 
+def _seconds_a_step(run: Run, stage: str, name: str) -> float:
+    """Of a training of 30 steps in the folder `name`, the first ten left out."""
+    _fit(run, stage, name)
+    seconds = {line["step"]: line["seconds"] for line in read_log(run.folder / name / "log.jsonl")}
+    return (seconds[30] - seconds[10]) / 20
+
+
 def race(model: UnCLIP, folder: Path, count: int = 100, stops: Sequence[int] = (100, 200, 400, 800), scenes: int = SCENES, seed: int = 11) -> Table:
-    """Section 5.1: both priors, of the same width and depth, on the same captions, against the seconds that they have been trained for."""
-    judge, table = Judge(model, count, seed), {}
-    for stage, name in (("prior", "diffusion prior"), ("ar-prior", "AR prior")):
-        run = _with_steps(short_run(model, folder, seed, scenes), stage, steps=stops[-1], batch_size=128)
-        for before, stop in zip((None, *stops), stops):
+    """Section 5.1: both priors, of the same width and depth, on the same captions, after the same seconds of training: those that the diffusion
+    prior needs for `stops` steps. Learning rates fall to nothing at the last stop alone.
+    """
+    judge, table, run = Judge(model, count, seed), {}, short_run(model, folder, seed, scenes)
+    stages = {"prior": "diffusion prior", "ar-prior": "AR prior"}
+    pace = {stage: _seconds_a_step(_with_steps(run, stage, steps=30, batch_size=128), stage, f"race-pace-{stage}") for stage in stages}
+    for stage, name in stages.items():
+        own = [max(1, round(stop * pace["prior"] / pace[stage])) for stop in stops]
+        timed = _with_steps(run, stage, steps=own[-1], batch_size=128)
+        for before, stop, of_prior in zip((None, *own), own, stops):
             where = run.folder / f"race-{stage}-{stop}"  # each stop in a folder of its own, so that a race can be judged again
             if before is not None and not where.exists():
                 shutil.copytree(run.folder / f"race-{stage}-{before}", where)
-            network = _fit(run, stage, where.name, stop_after=stop)
+            network = _fit(timed, stage, where.name, stop_after=stop)
             trained = read_log(where / "log.jsonl")[-1]["seconds"]
-            table[f"{name}, {stop} steps"] = {"training seconds": trained, **judge.prior(stage, network)}
+            table[f"{name}, time of {of_prior}"] = {"training seconds": trained, "steps": float(stop), **judge.prior(stage, network)}
     return table
 
 
@@ -130,8 +143,8 @@ def prior_choices(model: UnCLIP, folder: Path, count: int = 100, steps: int = 40
         "no causal mask": (run, _unmasked),
         "no moving average": (_with_steps(run, "prior", ema_decay=0.0), None),
     }
-    for k, (name, (changed, change)) in enumerate(cases.items()):
-        where = f"prior-choices-{k}"
+    for name, (changed, change) in cases.items():
+        where = f"prior, {name.replace('/', 'over')}"
         network = _fit(changed, "prior", where, change)
         table[name] = {"training seconds": read_log(run.folder / where / "log.jsonl")[-1]["seconds"], **judge.prior("prior", network)}
     return table
@@ -158,6 +171,7 @@ def _decoders(
         training = run.preset.training | {"decoder": _changed(short, change)}
         where = run.folder / f"decoder, {name}"
         network = _fit(replace(run, preset=replace(run.preset, decoder=decoder, training=training)), "decoder", where.name)
+        assert isinstance(network, Decoder)
         last = read_log(where / "log.jsonl")[-1]
         table[name] = {"training seconds": last["seconds"], "validation loss": last["validation_loss"], **judge.decoder(network)}
     return table

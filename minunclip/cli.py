@@ -34,7 +34,7 @@ from minunclip.data.world import load_world, to_tensor, to_uint8
 from minunclip.distributed import first_one_then_all, ranks
 from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
-from minunclip.experiments import EXPERIMENTS, as_markdown, over_seeds, unused
+from minunclip.experiments import CURVES, EXPERIMENTS, as_markdown, over_seeds, unused
 from minunclip.export import export_onnx
 from minunclip.hub import local_folder
 from minunclip.hub import push as push_folder
@@ -42,7 +42,7 @@ from minunclip.loading import MODELS, read_json
 from minunclip.models.clip import CLIP
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP, hashes, weights_id
-from minunclip.plots import picture_grid, stages_figure, table_figure
+from minunclip.plots import curve_figure, picture_grid, stages_figure, table_figure
 from minunclip.runs import Run, adopt_clip, on_clip, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
 from minunclip.stages import WHOLE
@@ -350,7 +350,8 @@ def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str =
             figures = {"weights": used, "seeds": seeds, "minutes": round((time.perf_counter() - start) / 60, 1), "table": table}
         print(f"{one}\n\n{as_markdown(figures['table'])}", flush=True)
         if file is not None and not done:
-            write_atomically(file.with_suffix(".png"), partial(table_figure(table).savefig, format="png", dpi=100))
+            figure = curve_figure(table, CURVES[one]) if one in CURVES else table_figure(table)
+            write_atomically(file.with_suffix(".png"), partial(figure.savefig, format="png", dpi=100))
             write_atomically(file, partial(Path.write_text, data=dumps(figures, indent=1)))
 
 

@@ -27,7 +27,7 @@ from minunclip.data.unsaid import another, unsaid
 from minunclip.data.world import HELD_OUT_SEED, to_tensor
 from minunclip.diffusion import SamplerName, make_schedule
 from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out_captions, precision_recall
-from minunclip.manipulations import interpolate, reconstruct, text_diff, variations
+from minunclip.manipulations import interpolate, text_diff, variations
 from minunclip.models.autoregressive_prior import fit_pca
 from minunclip.models.clip import zero_shot
 from minunclip.models.decoder import sample_decoder
@@ -58,15 +58,28 @@ def _small(model: UnCLIP, scenes: Sequence[Scene]) -> Tensor:
     return to_tensor(render(list(scenes), model.sizes[0]))
 
 
+def seeds_apart(count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Seeds for the prior and for the decoder, others for each `seed`: z_i must say nothing of the noise that the decoder starts from."""
+    numbers = range(seed * count, (seed + 1) * count)
+    return [2 * number for number in numbers], [2 * number + 1 for number in numbers]
+
+
 def _right(model: UnCLIP, images: Tensor, texts: Sequence[str]) -> dict[str, float]:
     seen = model.models["checker"].read(images)
     return accuracy([compare(parse(text), scene) for text, scene in zip(texts, seen)])
 
 
 def inversion(model: UnCLIP, count: int = 100, steps: Sequence[int] = (10, 25, 50, 100, 250), seed: int = 1) -> Table:
-    """Section 3: how well pictures come back from (z_i, x_T), by the number of DDIM steps."""
-    images = _small(model, sample_scenes(count, seed, held_out=True))
-    return {str(n): {"PSNR": float(psnr(reconstruct(model, images, n).cpu(), images).mean())} for n in steps}
+    """Section 3: how well pictures come back from (z_i, x_T), by the number of DDIM steps: by undoing the inversion step by step, which stops where
+    pictures enter it, and by drawing them to the end with eta = 0, as variations and edits do. Unit noise has a length of 55.4 here.
+    """
+    images, table = _small(model, sample_scenes(count, seed, held_out=True)), {}
+    for n in steps:
+        z_i, x_T = model.invert(images, n)
+        undone, drawn = model.revert(z_i, x_T, n).cpu(), model.redraw(z_i, x_T, range(count), n).cpu()
+        table[f"steps {n}"] = {name: float(psnr(back, images).mean()) for name, back in (("PSNR undone", undone), ("PSNR drawn", drawn))}
+        table[f"steps {n}"]["length of x_T"] = float(x_T.flatten(1).norm(dim=1).mean())
+    return table
 
 
 def varying(model: UnCLIP, count: int = 50, etas: Sequence[float] = (0.0, 0.25, 0.5, 1.0), copies: int = 4, steps: int = 100, seed: int = 2) -> Table:
@@ -80,7 +93,7 @@ def varying(model: UnCLIP, count: int = 50, etas: Sequence[float] = (0.0, 0.25, 
     texts = [text for scene in scenes for text in [caption(scene, "full", rng)] * copies]
     images, shown = _small(model, scenes), {}
     for eta in etas:
-        shown[f"eta {eta:g}"] = rearrange(variations(model, images, copies, eta, steps=steps), "b n c h w -> (b n) c h w")
+        shown[f"eta {eta:g}"] = rearrange(variations(model, images, copies, eta, seed * count * copies, steps), "b n c h w -> (b n) c h w")
     shown["another scene"] = _small(model, [another(scene, rng) for scene in copied]).to(images)
     things = [scene.things[0] for scene in copied]
     truth = torch.tensor([[thing.x, thing.y, thing.rotation, *thing.shade] for thing in things])
@@ -90,6 +103,7 @@ def varying(model: UnCLIP, count: int = 50, etas: Sequence[float] = (0.0, 0.25, 
         same = torch.tensor([len(found) == 1 and all(getattr(found[0], a) == getattr(t, a) for a in SAID) for found, t in zip(seen, things)])
         change = torch.where(same[:, None], (unsaid(varied, copied) - truth).abs(), math.nan)
         row = _right(model, varied, texts) | {"pixel change": float((varied.cpu() - images.cpu().repeat_interleave(copies, dim=0)).abs().mean() / 2)}
+        row["one thing"] = float(np.mean([len(found) == 1 for found in seen]))
         row |= {"moved": float(change[:, :2].norm(dim=1).nanmean()), "turned": math.degrees(float(change[:, 2].nanmean()))}
         row["shade"] = float(change[:, 3:].nanmean())  # nan, like these two, where none is still the same
         table[name] = row
@@ -107,7 +121,7 @@ def interpolating(model: UnCLIP, count: int = 50, shares: Sequence[float] = (0.0
     """Section 3.2: on the way from one lone thing to another, how much of shape, colour and texture is still the first's, is already the second's, or
     neither's, and how far pixels change from one picture to the next: once with x_T going along, once with the same noise all the way.
     """
-    things = single_things(4 * count, seed)
+    things = single_things(8 * count, seed)
     pairs = [(a, b) for a, b in zip(things[::2], things[1::2]) if all(getattr(a.things[0], name) != getattr(b.things[0], name) for name in CHANGED)][:count]
     start, end = (_small(model, [pair[k] for pair in pairs]) for k in range(2))
     named = [[np.array([getattr(pair[k].things[0], name) for name in CHANGED], dtype=object) for pair in pairs] for k in range(2)]
@@ -138,9 +152,11 @@ def turning(model: UnCLIP, count: int = 200, shares: Sequence[float] = (0.0, 0.2
     turned = text_diff(model, _small(model, scenes), before, after, list(shares), steps)
     table = {}
     for k, share in enumerate(shares):
-        reports = [compare(parse(text), scene) for text, scene in zip(after, model.models["checker"].read(turned[:, k]))]
+        seen = model.models["checker"].read(turned[:, k])
+        reports = [compare(parse(text), scene) for text, scene in zip(after, seen)]
         flipped = [report.right.get(name, 0) == report.asked[name] for report, name in zip(reports, names)]
-        kept = [all(report.right.get(a, 0) == n for a, n in report.asked.items() if a != name) for report, name in zip(reports, names)]
+        alone = [len(scene.things) == 1 for scene in seen]  # no caption of one thing says that there is no other
+        kept = [one and all(report.right.get(a, 0) == n for a, n in report.asked.items() if a != name) for one, report, name in zip(alone, reports, names)]
         table[f"theta {share:g}"] = {"flipped": float(np.mean(flipped)), "others kept": float(np.mean(kept)), "both": float(np.mean(np.array(flipped) & kept))}
     return table
 
@@ -165,7 +181,7 @@ def typographic(model: UnCLIP, count: int = 200, seed: int = 4) -> Table:
         written = [Scene(scene.things, scene.background, word=word, word_on_thing=word is not None) for scene, word in zip(scenes, words)]
         z_i = model.embed(to_tensor(render(written, side)))
         answers = zero_shot(z_i, classes, clip.scale()).argmax(dim=1).tolist()
-        drawn = [scene.things for scene in model.models["checker"].read(model.decode(z_i, None, range(len(scenes))))]
+        drawn = [scene.things for scene in model.models["checker"].read(model.decode(z_i, None, seeds_apart(len(scenes), seed)[1]))]
         shapes = [SHAPES.index(things[0].shape) if len(things) == 1 else None for things in drawn]
         table[name] = {
             label: float(np.mean([value == wanted for value, wanted in zip(values, right)]))
@@ -190,32 +206,33 @@ def principal_components(model: UnCLIP, count: int = 100, dims: Sequence[int] = 
     table = {}
     for n in [n for n in dims if n <= z_i.shape[1]]:
         cut = F.normalize(pca.reconstruct(pca.project(z_i.cpu())[:, :n]), dim=1).to(z_i)
-        images = model.decode(cut, None, range(count))
+        images = model.decode(cut, None, seeds_apart(count, seed)[1])
         table[f"{n} components"] = {**_right(model, images, texts), "cosine": float((cut * z_i).sum(dim=1).mean())}
     return table
 
 
 def importance_of_the_prior(model: UnCLIP, count: int = 200, copies: int = 2, seed: int = 6) -> Table:
-    """Fig. 8: what the decoder is given in the place of z_i. "nothing" is the caption alone; "true z_i" is the ceiling.
+    """Fig. 8: what the decoder is given in the place of z_i. "nothing" is the caption alone; "true z_i" is the ceiling; "floor" is
+    the Fréchet distance of two sets of drawn scenes.
 
     Diversity is the mean cosine distance, in CLIP's space, of `copies` pictures of one caption.
     """
     pairs = held_out_captions(count, seed)
     scenes, texts = [scene for scene, _ in pairs for _ in range(copies)], [text for _, text in pairs for _ in range(copies)]
     text, side = model.read(texts), model.models["clip"].config.image_size
-    seeds = range(len(texts))
-    given: dict[str, Tensor | None] = {"nothing": None, "z_t": text.z_t, "diffusion prior": model.draw_embeddings(text, "diffusion", seeds)[0]}
+    prior_seeds, decoder_seeds = seeds_apart(len(texts), seed)
+    given: dict[str, Tensor | None] = {"nothing": None, "z_t": text.z_t, "diffusion prior": model.draw_embeddings(text, "diffusion", prior_seeds)[0]}
     if "ar-prior" in model.models:
-        given["autoregressive prior"] = model.draw_embeddings(text, "autoregressive", seeds)[0]
+        given["autoregressive prior"] = model.draw_embeddings(text, "autoregressive", prior_seeds)[0]
     given["true z_i"] = model.embed(to_tensor(render(scenes, side)))
-    real = model.embed(to_tensor(render(sample_scenes(len(texts), seed + 1, held_out=True), side)))
+    real, again = (model.embed(_small(model, sample_scenes(len(texts), seed + k, held_out=True))) for k in (1, 2))
     table = {}
     for name, z_i in given.items():
-        images = model.decode(z_i, text, seeds)
+        images = model.decode(z_i, text, decoder_seeds)
         seen = model.embed(images)
         spread = diversity(rearrange(seen, "(b n) d -> b n d", n=copies))
         table[name] = {**_right(model, images, texts), "FID": frechet_distance(real, seen), "diversity": spread}
-    return table
+    return table | {"floor": {"FID": frechet_distance(real, again)}}
 
 
 def _answers(model: UnCLIP, count: int, seed: int, cases: dict[str, dict[str, Any]]) -> Table:
@@ -224,12 +241,14 @@ def _answers(model: UnCLIP, count: int, seed: int, cases: dict[str, dict[str, An
     texts = [text for _, text in pairs]
     text, schedule = model.read(texts), make_schedule(prior.config.diffusion.schedule, prior.config.diffusion.steps)
     truth = model.embed(to_tensor(render([scene for scene, _ in pairs], model.models["clip"].config.image_size)))
+    first, decoder_seeds = seeds_apart(count, seed)
     table = {}
     for name, options in cases.items():
-        z_i, again = (sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, range(k, k + count), **options)[0] for k in (0, count))
+        draws = (first, [2**31 + number for number in first])
+        z_i, again = (sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, seeds, **options)[0] for seeds in draws)
         row = {"cosine": float((z_i * truth).sum(dim=1).mean()), "FID of z_i": frechet_distance(truth, z_i)}
         row["diversity"] = diversity(torch.stack([z_i, again], dim=1))
-        right = _right(model, model.decode(z_i, text, range(count)), texts)
+        right = _right(model, model.decode(z_i, text, decoder_seeds), texts)
         table[name] = row | {key: right[key] for key in ("shape", "all_right")}
     return table
 
@@ -317,32 +336,37 @@ def compared(model: UnCLIP, count: int = 300, seed: int = 7) -> Table:
     return table
 
 
-def guidance_sweep(model: UnCLIP, count: int = 60, copies: int = 4, scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0), seed: int = 8) -> Table:
-    """Section 5.3: what guidance does to fidelity and to diversity, of unCLIP and of GLIDE: `copies` pictures of each caption at each scale."""
+def guidance_sweep(model: UnCLIP, count: int = 100, copies: int = 2, scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0), seed: int = 8) -> Table:
+    """Section 5.3: what guidance does to fidelity and to diversity, of unCLIP and of GLIDE: `copies` pictures of each caption at each scale.
+
+    The scale is the decoder's; the prior keeps its own. Recall is that of one picture a caption, since a picture's copies are its neighbours.
+    """
     pairs = held_out_captions(count, seed)
     texts = [text for _, text in pairs for _ in range(copies)]
-    real = model.embed(_small(model, sample_scenes(len(texts), seed + 1, held_out=True)))
+    real, again = (model.embed(_small(model, sample_scenes(len(texts), seed + k, held_out=True))) for k in (1, 2))
     table = {}
     for name, draw in systems(model).items():
         for scale in scales if name in GUIDED else ():
             images = _drawn(draw, texts, seed * len(texts), scale)
             seen = model.embed(images)
             row = {"all_right": _right(model, images, texts)["all_right"], "FID": frechet_distance(real, seen)}
-            row |= {"diversity": diversity(rearrange(seen, "(b n) d -> b n d", n=copies)), "recall": precision_recall(real, seen)[1]}
+            row |= {"diversity": diversity(rearrange(seen, "(b n) d -> b n d", n=copies)), "recall": precision_recall(real[::copies], seen[::copies])[1]}
             table[f"{name}, guidance {scale:g}"] = row
-    return table
+    return table | {"floor": {"FID": frechet_distance(real, again), "recall": precision_recall(real[::copies], again[::copies])[1]}}
 
 
 def samplers(model: UnCLIP, count: int = 100, steps: Sequence[int] = (4, 8, 16, 25, 64, 250), seed: int = 9) -> Table:
     """What each sampler makes of a number of steps: the prior's embeddings beside the true ones, and the decoder's pictures of the true ones.
 
-    The guided decoder calls its network twice a step. "analytic" is the prior's sampler in the paper, with errors measured on other scenes.
+    The decoder's Fréchet distance is to the same scenes, drawn exactly. Guided, it calls its network twice a step.
+    "analytic" is the prior's sampler in the paper, with errors measured on other scenes.
     """
     pairs = held_out_captions(count, HELD_OUT_SEED + seed)
     scenes, texts = [scene for scene, _ in pairs], [text for _, text in pairs]
     text, prior, side = model.read(texts), model.models["prior"], model.models["clip"].config.image_size
     z_i = model.embed(to_tensor(render(scenes, side)))
-    real = model.embed(_small(model, sample_scenes(count, HELD_OUT_SEED + seed + 1, held_out=True)))
+    real = model.embed(_small(model, scenes))
+    prior_seeds, decoder_seeds = seeds_apart(count, seed)
     other = held_out_captions(200, HELD_OUT_SEED + seed + 2)
     other_z_i, other_text = model.embed(to_tensor(render([scene for scene, _ in other], side))), model.read([words for _, words in other])
     schedule = make_schedule(prior.config.diffusion.schedule, prior.config.diffusion.steps)
@@ -351,11 +375,11 @@ def samplers(model: UnCLIP, count: int = 100, steps: Sequence[int] = (4, 8, 16, 
         for n in steps:
             errors = prior_errors(prior, schedule, other_z_i, other_text.encoded, other_text.mask, other_text.z_t, n) if name == "analytic" else None
             sampler: SamplerName = "ancestral" if name == "analytic" else name  # type: ignore[assignment]
-            drawn = sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, range(count), n, candidates=1, sampler=sampler, errors=errors)[0]
+            drawn = sample_prior(prior, schedule, text.encoded, text.mask, text.z_t, prior_seeds, n, candidates=1, sampler=sampler, errors=errors)[0]
             table[f"prior, {name}, {n}"] = {"network calls": n, "cosine": float((drawn * z_i).sum(dim=1).mean()), "FID": frechet_distance(z_i, drawn)}
     for name in get_args(SamplerName):
         for n in steps:
-            images = model.decode(z_i, text, range(count), steps=n, sampler=name)
+            images = model.decode(z_i, text, decoder_seeds, steps=n, sampler=name)
             right = _right(model, images, texts)["all_right"]
             table[f"decoder, {name}, {n}"] = {"network calls": 2 * n, "FID": frechet_distance(real, model.embed(images)), "all_right": right}
     return table
@@ -372,7 +396,9 @@ def aesthetic(model: UnCLIP, count: int = 100, scales: Sequence[float] = (1.0, 2
     probe = fit_probe(*rated(15 * count, seed))
     z_i, ratings = rated(5 * count, seed + 1)
     table = {"the probe, on other pictures": {"correlation with the ratings": float(torch.corrcoef(torch.stack([probe(z_i), ratings]))[0, 1])}}
-    texts = [text for _, text in held_out_captions(count, HELD_OUT_SEED + seed)]
+    pairs = held_out_captions(count, HELD_OUT_SEED + seed)
+    texts, drawn = [text for _, text in pairs], _small(model, [scene for scene, _ in pairs])
+    table["the scenes themselves"] = {"the probe's rating": float(probe(model.embed(drawn).cpu()).mean()), "the rule's own rating": float(taste(drawn).mean())}
     for name, draw in systems(model).items():
         for scale in scales if name in GUIDED else ():
             images = _drawn(draw, texts, seed * count, scale)
@@ -399,6 +425,7 @@ EXPERIMENTS: dict[str, Callable[..., Table]] = {
         samplers,
     )
 }
+CURVES = {"inversion": "steps", "prior-guidance": "guidance", "guidance-sweep": "guidance", "samplers": "network calls", "race": "training seconds"}
 
 
 def unused(name: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from minunclip.models.diffusion_prior import LatentScale, sample_prior
 from minunclip.models.upsampler import resize, sample_upsampler
 from minunclip.training import save_model
 
-ENTRY = 25  # where pictures enter inversion: noise of 0.05, about the decoder's error on a clean picture; see `diffusion.invert_ddim`
+ENTRY = 5  # where pictures enter inversion: noise of 0.018, about the decoder's error on a clean picture; see `diffusion.invert_ddim`
 GUIDANCE = 2.0  # of the decoder
 PRIOR_GUIDANCE = 1.5  # of the priors
 OPTIONAL = ("ar-prior", "checker", *BASELINES)  # stages without which pictures can be drawn

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
@@ -91,6 +92,38 @@ def table_figure(table: dict[str, dict[str, float]]) -> "Figure":
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_yticks(range(len(table)), list(table))
     axes.invert_yaxis()
+    return figure
+
+
+def curve_figure(table: dict[str, dict[str, float]], against: str) -> "Figure":
+    """A table whose rows are points of curves, one panel a column, against the column `against`, or, where there is none, the number that ends a
+    row's name. A row that has neither is a level, dotted. Lines stand for the spread over seeds.
+    """
+    from matplotlib.figure import Figure
+
+    columns = [name for name in dict.fromkeys(column for row in table.values() for column in row) if not name.startswith("± ") and name != against]
+    curves: dict[str, list[tuple[float, dict[str, float]]]] = {}
+    for name, row in table.items():
+        number = name.rpartition(" ")[2]
+        ends = number.replace(".", "").isdigit()
+        x = row[against] if against in row else float(number) if ends else math.nan
+        curves.setdefault(name.rpartition(",")[0] if ends else name, []).append((x, row))
+    figure = Figure(figsize=(1 + 2.9 * len(columns), 3.4), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns):
+        for k, (system, points) in enumerate(curves.items()):
+            there = [(x, row[column], row.get(f"± {column}", 0.0)) for x, row in points if column in row]
+            if there and math.isnan(there[0][0]):
+                axes.axhline(there[0][1], color=f"C{k}", linestyle=":", label=system)
+            elif there:
+                places, values, spreads = zip(*there)
+                axes.errorbar(places, values, yerr=spreads, color=f"C{k}", marker="os^vDPX*"[k % 8], markersize=4, capsize=2, label=system)
+        axes.set(xscale="log", xlabel=against)
+        axes.set_title(column, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    if len(handles) > 1:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

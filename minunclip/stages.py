@@ -179,7 +179,8 @@ def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, sta
         timestep = torch.randint(schedule.steps, (len(images),), generator=fixed).to(images.device)
         noise = torch.randn(images.shape, generator=fixed).to(images)
         every = everywhere(images)
-        drops = ((every if config.embedding_drop == 1 else ~every, ~every), (every, every))
+        never = [every if chance == 1 else ~every for chance in (config.embedding_drop, config.caption_drop)]  # what it never sees it is not told here
+        drops = (never, (every, every))
         told, untold = (decoder_loss(model, schedule, images, z_i, tokens, mask, timestep, noise, *drop).mean() for drop in drops)
         return {"validation_loss": float(told), "untold_loss": float(untold)}
 

@@ -24,19 +24,19 @@ def model(tiny_weights):
 
 def test_both_priors_race(model, tmp_path):
     table = ablations.race(model, tmp_path, count=6, stops=(2, 4), scenes=64, seed=11)
-    assert list(table) == [f"{name}, {stop} steps" for name in ("diffusion prior", "AR prior") for stop in (2, 4)]
-    assert table["AR prior, 4 steps"]["training seconds"] > table["AR prior, 2 steps"]["training seconds"] > 0
+    assert list(table) == [f"{name}, time of {stop}" for name in ("diffusion prior", "AR prior") for stop in (2, 4)]
+    assert table["AR prior, time of 4"]["training seconds"] > table["AR prior, time of 2"]["training seconds"] > 0
     assert [line["step"] for line in read_log(ablations.short_run(model, tmp_path, seed=11).folder / "race-prior-4" / "log.jsonl")] == [2, 4]
     again = ablations.race(model, tmp_path, count=6, stops=(2, 4), scenes=64, seed=11)  # trained already
     for name, row in table.items():
         assert {key: value for key, value in again[name].items() if key != "seconds"} == {key: value for key, value in row.items() if key != "seconds"}
-    assert table["diffusion prior, 4 steps"]["cosine"] != table["diffusion prior, 2 steps"]["cosine"]
+    assert table["diffusion prior, time of 4"]["cosine"] != table["diffusion prior, time of 2"]["cosine"]
 
 
 def test_seeds_and_experiments_share_a_folder(model, tmp_path):
     """As `make results` runs them: one --run for all, a world of its own for each seed."""
     table = over_seeds(partial(ablations.race, folder=tmp_path, count=6, stops=(2,), scenes=64), model, 2)
-    assert table["AR prior, 2 steps"]["± cosine"] > 0
+    assert table["AR prior, time of 2"]["± cosine"] > 0
     ablations.prior_choices(model, tmp_path, count=6, steps=1, scenes=64)
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -49,6 +49,22 @@ def test_the_world_is_told_in_the_words_of_the_weights(model, tmp_path):
 def test_choices_of_the_prior_differ(model, tmp_path):
     table = ablations.prior_choices(model, tmp_path, count=6, steps=3, scenes=64)
     assert len({row["cosine"] for row in table.values()}) == len(table) == 6
+
+
+def test_a_decoder_that_has_met_no_caption_is_told_of_none(model):
+    judge = ablations.Judge(model, 4, seed=0)
+    network = model.models["decoder"]
+    blind = ablations.Decoder(replace(network.config, caption_drop=1.0))
+    blind.load_state_dict(network.state_dict())
+    seen = []
+    for one in (network, blind):
+        images = []
+        judge._right = lambda drawn, images=images: images.append(drawn) or dict.fromkeys(("shape", "colour", "all_right"), 0.0)
+        for words in ("a red circle", "two blue stars"):
+            judge.text = model.read([words] * 4)
+            judge.decoder(one)
+        seen.append(torch.equal(*images))
+    assert seen == [False, True]
 
 
 def test_an_unmasked_prior_sees_the_last_token_from_the_first(model):

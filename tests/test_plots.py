@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from minunclip.plots import picture_grid, show, slide, table_figure
+from minunclip.plots import curve_figure, picture_grid, show, slide, table_figure
 
 
 @pytest.fixture
@@ -70,6 +70,17 @@ def test_a_slider_has_a_frame_for_each_value_and_a_figure_of_all(shown, monkeypa
     colours = [Image.open(io.BytesIO(base64.b64decode(frame.value.split("base64,")[1].split('"')[0]))).getpixel((45, 50)) for frame in stack.children]
     assert colours[0] != colours[1] != colours[2]
     assert links == [((handle, "index"), (stack, "selected_index"))]  # in the browser: no kernel is asked
+
+
+def test_a_table_is_drawn_as_curves():
+    def curves(axes):
+        return [bars[0].get_xydata().tolist() for bars in axes.containers]
+
+    (axes,) = curve_figure({"a, of 2": {"y": 5.0, "± y": 0.5}, "a, of 4": {"y": 7.0, "± y": 0.1}, "b, of 3": {"y": 1.0}, "floor": {"y": 0.5}}, "of").axes
+    assert curves(axes) == [[[2, 5], [4, 7]], [[3, 1]]]
+    assert [0.5, 0.5] in [list(line.get_ydata()) for line in axes.lines]  # a level
+    (axes,) = curve_figure({"one": {"t": 3.0, "y": 1.0}, "two": {"t": 9.0, "y": 2.0}}, "t").axes  # a column in the place of the names
+    assert curves(axes) == [[[3, 1]], [[9, 2]]]
 
 
 def test_a_slider_without_words_or_with_two_names_is_refused(shown):
