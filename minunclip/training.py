@@ -112,7 +112,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:  # what Python, torch and safetensors make of a full disk
         temporary.unlink(missing_ok=True)
         raise TrainingError(
-            f"cannot write {path} ({str(error).splitlines()[0]}): the last checkpoint is intact; free some space or choose another --out"
+            f"cannot write {path} ({str(error).splitlines()[0]}): what stood there is intact; free some space, or choose another folder"
         ) from None
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -357,7 +357,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, whole: Path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(training.torch, "save", half)
-        with pytest.raises(TrainingError, match=r"^cannot write .*training.pt \(.*\): the last checkpoint is intact; [^\n]*$"):
+        with pytest.raises(TrainingError, match=r"^cannot write .*training.pt \(.*\): what stood there is intact; [^\n]*$"):
             run(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.jsonl"} == before  # and nothing half written
     run(tmp_path)
@@ -369,7 +369,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path: Path) -> None:
     save_model(tmp_path, nn.Linear(100, 100), {"a": 1})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert re.fullmatch(r"cannot write .*model.safetensors \(.*\): the last checkpoint is intact; [^\n]*\n", done.stdout), done.stderr
+    assert re.fullmatch(r"cannot write .*model.safetensors \(.*\): what stood there is intact; [^\n]*\n", done.stdout), done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
