@@ -181,7 +181,7 @@ def test_every_stage_of_the_gpu_preset_fits_a_card_of_24_gb() -> None:
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--preset", "tiny", "--budget"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 9
+    assert len(capsys.readouterr().out.splitlines()) == 10
 
 
 @pytest.mark.parametrize("stage", [stage for stage in TINY.models if stage != "checker"])
