@@ -8,9 +8,11 @@ from minunclip.cli import WEIGHTS, main
 from minunclip.config import BASELINES, CPU, PRESETS, STAGES
 from minunclip.data.captions import compare, parse
 from minunclip.data.checker import reader_error
+from minunclip.data.render import render
 from minunclip.data.scenes import NESTED, kind_of, sample_scenes
 from minunclip.data.world import to_tensor
 from minunclip.evaluation import accuracy, held_out_captions
+from minunclip.experiments import psnr
 from minunclip.pipeline import UnCLIP
 from minunclip.report import clip_figures, embed_scenes
 
@@ -86,6 +88,12 @@ def test_pictures_show_far_more_of_their_captions_than_chance(model, prior):
 
 
 @pytest.mark.slow
+def test_a_picture_comes_back_from_its_latents(model):
+    images = to_tensor(render(sample_scenes(4, 1, held_out=True), 32))
+    back = model.redraw(*model.invert(images, 50), range(4), 50)
+    assert float(psnr(back, images).min()) > 30  # dB
+
+
 def test_the_demo_says_what_the_checker_sees(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
