@@ -265,7 +265,7 @@ def demo(
     facts |= {"sampler": sampler_of(model), "weights": weights_id(Path(weights))}
     save_picture(folder / f"{slug(prompt)}.png", last, facts)
     strip = folder / f"{slug(prompt)}-stages.png"
-    stages_figure(strip, prompt, drawn.candidates[0].tolist(), frames, pictures)
+    stages_figure(strip, prompt, drawn.candidates[0].tolist(), frames, pictures, facts)
     print(strip)
     print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in drawn.seconds.items()) + f", all {sum(drawn.seconds.values()):.2f}")
     if "checker" in model.models:

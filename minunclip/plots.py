@@ -28,10 +28,13 @@ def evenly(frames: Sequence[np.ndarray], count: int = FRAMES) -> list[tuple[int,
     return [(i + 1, frames[i]) for i in chosen]
 
 
-def stages_figure(path: Path, caption: str, candidates: Sequence[float], frames: Sequence[np.ndarray], pictures: dict[int, np.ndarray]) -> None:
+def stages_figure(
+    path: Path, caption: str, candidates: Sequence[float], frames: Sequence[np.ndarray], pictures: dict[int, np.ndarray], facts: dict[str, object]
+) -> None:
     """Writes the labelled strip: caption, the prior's candidates with their z_i . z_t, the base image forming, a picture of each size.
 
     `frames`: the decoder's x_0 at every step, uint8 (H, W, 3). `pictures`: by side, uint8 (side, side, 3).
+    `facts`: how it was made, kept in the file as `safety.save_picture` does.
     """
     from matplotlib.figure import Figure
 
@@ -56,7 +59,8 @@ def stages_figure(path: Path, caption: str, candidates: Sequence[float], frames:
         axes.axis("off")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a caption in a script that the font lacks, which shows as boxes
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160))
+        written = {key: str(value) for key, value in facts.items()}
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160, metadata=written))
 
 
 def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 8) -> "Figure":

@@ -150,6 +150,8 @@ def test_the_demo_shows_every_stage(copy: Path, tmp_path: Path, capsys) -> None:
     text = capsys.readouterr().out
     assert files(tmp_path / "out") == {"two-mall-stars.png", "two-mall-stars-stages.png"}
     assert Image.open(tmp_path / "out" / "two-mall-stars.png").size == (64, 64)
+    kept = [read_facts(tmp_path / "out" / name) for name in ("two-mall-stars.png", "two-mall-stars-stages.png")]
+    assert kept[0]["prompt"] == "Two $mall stars!" and kept[0].items() <= kept[1].items()
     assert "checker is not there" in text and all(stage in text for stage in ("text", "prior", "decoder", "upsampler1", "upsampler2"))
     save_model(copy / "checker", SceneReader(CheckerConfig(4)), {"width": 4})
     assert main([*command, "--prior", "autoregressive"]) == 0
