@@ -24,7 +24,7 @@ from minunclip.models.upsampler import Upsampler
 from minunclip.packing import EIGHT_BITS
 from minunclip.pipeline import UnCLIP, hashes, weights_id
 from minunclip.plots import evenly
-from minunclip.safety import is_signed
+from minunclip.safety import is_signed, read_facts
 from minunclip.training import save_model, write_atomically
 
 
