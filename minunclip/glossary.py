@@ -29,6 +29,13 @@ TERMS = (
         "02",
     ),
     Term("logits", "$\\ell$", "`logits`", "cosines of all pictures with all captions of a batch, times the scale", "02"),
+    Term("attention", "$q, k, v$", "`Attention`", "each token takes a mean of others' values, weighed by how well their keys fit its query", "02"),
+    Term("head", "", "`heads`", "one of several attentions side by side, each with queries, keys and values of its own", "02"),
+    Term("patch", "", "`patch_size`", "a square of pixels that becomes one token", "02"),
+    Term("class token", "", "`class_token`", "a learned token beside those of the patches, in whose place CLIP's answer is gathered", "02"),
+    Term("position", "", "`positions`", "a learned vector, added to a token, that tells where it stands", "02"),
+    Term("tower", "", "`encode_image`, `encode_text`", "one of CLIP's two transformers: one for pictures, one for captions", "02"),
+    Term("twin", "", "`twin`", "a scene that differs from another in one thing alone; in CLIP's training they stand in one batch", "02"),
     Term("zero-shot", "", "`zero_shot`", "classifying by the captions of the classes, without training for it", "02"),
     Term(
         "Fréchet distance",
@@ -91,7 +98,7 @@ TERMS = (
     Term("prior", "$P(z_i \\mid y)$", "`DiffusionPrior`, `AutoregressivePrior`", "from a caption to one of the embeddings of pictures that fit it", "05"),
     Term("principal components", "", "`fit_pca`", "directions in which embeddings vary, by how much they do", "04"),
     Term("bucket", "", "`Quantiser`", "a range of values that counts as one token", "04"),
-    Term("causal mask", "", "`causal=True`", "each token sees itself and those before it", "04"),
+    Term("causal mask", "", "`causal=True`", "each token sees itself and those before it", "02"),
     Term(
         "dot-product token",
         "$z_i \\cdot z_t$",
