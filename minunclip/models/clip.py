@@ -137,6 +137,7 @@ def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, scale: T
 
     Embeddings (B, d) of unit norm, pair i in row i. `same` (B, B) bool says that captions i and j are the same, by default
     only i and i; the target then spreads evenly over the equals, in both directions: none of them is a wrong answer.
+    Where equals have equal embeddings, as here, without dropout, that changes nothing in sum: it is a safeguard.
     Source: Radford et al. 2021, fig. 3.
     """
     with torch.autocast(image_embeddings.device.type, enabled=False):  # at a scale of 100, bfloat16 logits are too coarse

@@ -29,7 +29,8 @@ class LatentScale:
     """By how much unit-norm embeddings are multiplied before noise is added, or a network reads them.
 
     A unit-norm embedding has an RMS of 1 / sqrt(d) a dimension, which unit Gaussian noise would drown. sqrt(d) makes it one.
-    The paper multiplies by 17.2 at d = 1024, which is 0.5375 sqrt(d). Prior and decoder share the factor, as they share d.
+    The paper multiplies by 17.2 at d = 1024, which is 0.5375 sqrt(d), to match the variance of pixels (App. C). Prior and decoder
+    share the factor, as they share d.
     """
 
     factor: float
