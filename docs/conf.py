@@ -18,8 +18,8 @@ nb_ipywidgets_js = {}  # no scripts from elsewhere: the frames side by side stan
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_heading_anchors = 3
 svg = (ROOT / "notebooks" / "figures" / "unclip.svg").read_text(encoding="utf-8")
-boxes = svg.replace('href="../', 'href="../notebooks/').replace(".ipynb", ".html")  # each leads to its notebook's page
-myst_substitutions = {"diagram": f'<div class="wide">\n{boxes}</div>'}
+diagram = f'<div class="wide">\n{svg.replace(".ipynb", ".html")}</div>'  # each box leads to its notebook's page
+myst_substitutions = {"diagram": diagram.replace('href="../', 'href="../notebooks/')}
 default_role = "code"  # docstrings write `name`, as Markdown does
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autosummary_ignore_module_all = False
@@ -38,7 +38,15 @@ def plain_words(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r"`[^`]*`|\*\*(?=\w)[^*]+\*\*|([*|])", lambda found: rf"\{found[1]}" if found[1] else found[0], line) for line in lines]
 
 
+def with_boxes(app, page, source):
+    """The diagram of the instructor's page as the diagram itself: boxes in a picture lead nowhere."""
+    if page == "notebooks/README":
+        source[0], found = re.subn(r"\[!\[[^\]]*\]\(figures/unclip.svg\)\]\(figures/unclip.svg\)", lambda _: diagram.replace('href="../', 'href="'), source[0])
+        assert found == 1
+
+
 def setup(app):
     """A named tuple's fields stand in its signature: "Alias for field number 0" says no more."""
     app.connect("autodoc-skip-member", lambda app, what, name, obj, skip, options: skip or str(obj.__doc__).startswith("Alias for field number"))
     app.connect("autodoc-process-docstring", plain_words)
+    app.connect("source-read", with_boxes)
