@@ -176,13 +176,12 @@ def _noised() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return x_0, alpha_bar, noise, alpha_bar[:, None].sqrt() * x_0 + (1 - alpha_bar[:, None]).sqrt() * noise
 
 
-def jump(attempt: Callable[..., Any]) -> None:
-    x_0, alpha_bar, noise, x_t = _noised()
-    got = attempt(x_0, alpha_bar, noise)
-    without_roots = alpha_bar[:, None] * x_0 + (1 - alpha_bar[:, None]) * noise
-    assert got.shape == (5, 2), f"the answer must be (B, 2), not {tuple(got.shape)}: give alpha_bar a second axis"
-    assert not torch.allclose(got, without_roots, atol=1e-5), "the roots are missing: variances add up, not deviations"
-    assert torch.allclose(got, x_t, atol=1e-5), "x_t is the root of alpha_bar times x_0, plus the root of 1 - alpha_bar times the noise"
+def crossing(attempt: Callable[..., Any]) -> None:
+    got, alphas_bar = float(attempt()), make_schedule("cosine", 100).alphas_bar
+    assert 1 <= got < len(alphas_bar), f"{got:g} is no timestep: read off where on the t axis the curves meet, not how high, nor as a share"
+    share = float(alphas_bar[round(got)])
+    times = (1 - share) / share  # what an error in the noise is multiplied by, squared, when x_0 is computed from it
+    assert 0.75 < times < 1.35, f"at t = {got:g} the dashed curve is {times:.2g} times as high as the other: find the t at which they are as high"
 
 
 def x_0_from_epsilon(attempt: Callable[..., Any]) -> None:
@@ -559,7 +558,7 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
         *(slowest_stage, best_candidate, margin),
         *(most_frequent_pair, share_allowed, pad, bits),
         *(contrastive, recall_at, best_loss),
-        *(jump, x_0_from_epsilon, x_0_from_v, cosine_betas),
+        *(crossing, x_0_from_epsilon, x_0_from_v, cosine_betas),
         *(components_kept, to_bucket, top_half),
         *(sequence, guided, latent_factor),
         *(drop_shares, context, guided_six),

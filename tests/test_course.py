@@ -137,7 +137,7 @@ SOLUTIONS = {
     "contrastive": lambda z_i, z_t, s: (one_way(s * z_i @ z_t.T) + one_way(s * z_t @ z_i.T)) / 2,
     "recall_at": lambda z_i, z_t, k: ((z_i @ z_t.T).topk(k).indices == torch.arange(len(z_i))[:, None]).any(dim=1).float().mean(),
     "best_loss": lambda s, B: -math.log(math.exp(s) / (math.exp(s) + (B - 1) * math.exp(-s))),
-    "jump": lambda x_0, a, noise: a[:, None].sqrt() * x_0 + (1 - a[:, None]).sqrt() * noise,
+    "crossing": lambda: 49,
     "x_0_from_epsilon": lambda x_t, noise, a: (x_t - (1 - a[:, None]).sqrt() * noise) / a[:, None].sqrt(),
     "x_0_from_v": unmixed,
     "cosine_betas": lambda T: betas(T).clamp(max=0.999).float(),
@@ -220,9 +220,12 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda s, B: math.log(B), "the others|others"),
         (lambda s, B: -math.log(math.exp(s) / (math.exp(s) + B * math.exp(-s))), "B - 1"),
     ],
-    "jump": [
-        (lambda x_0, a, noise: a[:, None] * x_0 + (1 - a[:, None]) * noise, "roots"),
-        (lambda x_0, a, noise: (1 - a[:, None]).sqrt() * x_0 + a[:, None].sqrt() * noise, "root of alpha_bar"),
+    "crossing": [
+        (lambda: 0.3, "no timestep"),  # the height at which they meet
+        (lambda: 0.5, "no timestep"),
+        (lambda: 100, "no timestep"),
+        (lambda: 20, "as high"),
+        (lambda: 90, "as high"),
     ],
     "x_0_from_epsilon": [
         (lambda x_t, noise, a: x_t - (1 - a[:, None]).sqrt() * noise, "undo the shrinking"),

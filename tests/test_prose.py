@@ -19,7 +19,7 @@ ALT = re.compile(r'alt="[^"]*"')
 NUMBER = re.compile(r"(?<![\w.])(\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)(\s?%)?")
 POINTERS = re.compile(
     r"(?:sections?|notebooks?|exercises?|solutions to|Figs?\.|Tab\.|App\.|Next:\*\*) \d[\d.]*(?:(?:, | and |–)\d[\d.]*)*"  # section 2.1, notebooks 04 and 05
-    r"|\(\d+ min, \w+\)|\b(?:19|20)\d\d\b|^(?:\*\*)?\d+\. |^# \d\d |\*Hint:[^*]*\*",
+    r"|\(\d+ min, \w[\w ]*\)|\b(?:19|20)\d\d\b|^(?:\*\*)?\d+\. |^# \d\d |\*Hint:[^*]*\*",
     re.IGNORECASE | re.MULTILINE,
 )
 FACTS = {  # what no cell can show, and where it is from
