@@ -104,6 +104,7 @@ def curve_figure(table: dict[str, dict[str, float]], against: str) -> "Figure":
     row's name. A row that has neither is a level, dotted. Lines stand for the spread over seeds.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     columns = [name for name in dict.fromkeys(column for row in table.values() for column in row) if not name.startswith("± ") and name != against]
     curves: dict[str, list[tuple[float, dict[str, float]]]] = {}
@@ -122,6 +123,9 @@ def curve_figure(table: dict[str, dict[str, float]], against: str) -> "Figure":
                 places, values, spreads = zip(*there)
                 axes.errorbar(places, values, yerr=spreads, color=f"C{k}", marker="os^vDPX*"[k % 8], markersize=4, capsize=2, label=system)
         axes.set(xscale="log", xlabel=against)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(column, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
