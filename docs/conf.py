@@ -14,6 +14,7 @@ templates_path = [str(ROOT / "docs" / "templates")]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode", "sphinx-mathjax-offline"]
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # tables that a cell shows as Markdown
 nb_ipywidgets_js = {}  # no scripts from elsewhere: the frames side by side stand for a slider
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_heading_anchors = 3
