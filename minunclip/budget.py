@@ -52,10 +52,10 @@ class Cost(NamedTuple):
 
 
 def _inputs(config: Any, stage: str, whole: bool) -> tuple[Tensor, ...]:
-    """One example on the meta device. Upsamplers learn from quarters, and draw the whole picture."""
+    """One example on the meta device. Upsamplers learn from crops, and draw the whole picture."""
     timestep = torch.zeros(1, dtype=torch.int64)
     if isinstance(config, UpsamplerConfig):
-        share = 1 if whole else 4
+        share = 1 if whole else config.crop
         large, small = (torch.zeros(1, 3, side // share, side // share) for side in (config.high_size, config.low_size))
         return large, timestep, small
     tokens, mask = torch.zeros(1, config.context_length, dtype=torch.int64), torch.ones(1, config.context_length, dtype=torch.bool)

@@ -212,7 +212,7 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
     def pairs(index: np.ndarray, seed: int, read: Callable[[Pictures, np.ndarray], Tensor]) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         target = read(high, index)
-        if first:  # a random quarter of a whole picture
+        if first:  # a random crop of a whole picture
             low = resize(target, (config.low_size, config.low_size))
             target, low = training_pair(config, target, low, generator)
         else:  # the world has drawn quarters alone: whole pictures would fill the disk

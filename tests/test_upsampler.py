@@ -20,7 +20,7 @@ from minunclip.models.upsampler import (
     degrade_blur,
     degrade_bsr,
     gaussian_kernels,
-    random_quarter_crop,
+    random_crop,
     resize,
     sample_upsampler,
     training_pair,
@@ -93,7 +93,7 @@ def test_resize_against_pillow():
 def test_crops_are_aligned():
     high = smooth(6, 128)
     low = resize(high, (32, 32))
-    high_crop, low_crop = random_quarter_crop(high, low, generator())
+    high_crop, low_crop = random_crop(high, low, 4, generator())
     assert high_crop.shape == (6, 3, 32, 32) and low_crop.shape == (6, 3, 8, 8)
     inner = (..., slice(2, -2), slice(2, -2))  # bicubic downscaling sees two low-resolution pixels beyond
     torch.testing.assert_close(resize(high_crop, (8, 8))[inner], low_crop[inner], rtol=1e-4, atol=1e-4)
@@ -103,7 +103,7 @@ def test_crops_are_parts_of_their_own_image_and_reach_every_corner():
     index = torch.arange(16.0)
     low = (torch.arange(200.0)[:, None, None] * 256 + index[:, None] * 16 + index)[:, None].expand(-1, 3, -1, -1)  # names image, row and column
     high = low.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    high_crop, low_crop = random_quarter_crop(high, low, generator())
+    high_crop, low_crop = random_crop(high, low, 4, generator())
     assert torch.equal(high_crop[..., ::2, ::2], low_crop) and torch.equal(high_crop[..., 1::2, 1::2], low_crop)
     assert torch.equal(low_crop[:, 0, 0, 0] // 256, torch.arange(200.0))
     assert torch.equal(low_crop[:, 0, 3, 3] - low_crop[:, 0, 0, 0], torch.full((200,), 3 * 16 + 3.0))
@@ -114,11 +114,11 @@ def test_crops_are_parts_of_their_own_image_and_reach_every_corner():
 
 def test_crops_keep_dtype_follow_the_seed_and_refuse_what_does_not_fit():
     high, low = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    (a, b), (c, d) = random_quarter_crop(high, low, generator(3)), random_quarter_crop(high, low, generator(3))
+    (a, b), (c, d) = random_crop(high, low, 4, generator(3)), random_crop(high, low, 4, generator(3))
     assert a.dtype == torch.uint8 and torch.equal(a, c) and torch.equal(b, d)
     for wrong in (low[..., :6], low[..., :6, :6], torch.zeros(2, 3, 12, 12)):
         with pytest.raises(ValueError, match="cannot crop"):
-            random_quarter_crop(high, wrong, generator())
+            random_crop(high, wrong, 4, generator())
 
 
 def test_blur_against_scipy():
@@ -181,13 +181,13 @@ def test_noise_comes_on_top_of_the_blur_each_picture_its_own_strength_up_to_the_
     assert 0.12 < deviations.mean() < 0.18
 
 
-@pytest.mark.parametrize("config, side", [(FIRST, 8), (SECOND, 16)])
+@pytest.mark.parametrize("config, side", [(FIRST, 8), (dataclasses.replace(FIRST, crop=2), 16), (SECOND, 16)])
 def test_training_pair_and_loss(config, side):
     high = smooth(4, config.high_size)
     low = resize(high, (config.low_size, config.low_size))
     target, condition = training_pair(config, high, low, generator(2))
-    clean_target, clean = random_quarter_crop(high, low, generator(2))
-    assert target.shape == (4, 3, side, side) and condition.shape == (4, 3, config.low_size // 4, config.low_size // 4)
+    clean_target, clean = random_crop(high, low, config.crop, generator(2))
+    assert target.shape == (4, 3, side, side) and condition.shape == (4, 3, config.low_size // config.crop, config.low_size // config.crop)
     assert torch.equal(target, clean_target) and not torch.equal(condition, clean)
     model = Upsampler(config)
     with torch.autocast("cpu", dtype=torch.bfloat16):

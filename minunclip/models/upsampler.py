@@ -1,7 +1,7 @@
 """The upsamplers: two diffusion models that make an image four times as large, one after the other.
 
 Paper: section 2.1, "Decoder", last paragraph. ADM U-Nets without attention, caption or guidance, that see the low-resolution image, resized to
-the size of the output, as three more channels. They are trained on random crops of a quarter of the side, and being convolutional work at full size.
+the size of the output, as three more channels. They are trained on random crops, and being convolutional work at full size.
 To make them robust the low-resolution image is corrupted: by a Gaussian blur for the first, by the random degradations of BSRGAN (Zhang et al.
 2021) for the second.
 
@@ -67,24 +67,24 @@ def crop(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     return rearrange(images[batch, :, rows[:, :, None], columns[:, None, :]], "b h w c -> b c h w")
 
 
-def random_quarter_crop(high: Tensor, low: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same random square, a quarter of the side, of each image in high (B, 3, H, H) and low (B, 3, h, h): any dtype.
+def random_crop(high: Tensor, low: Tensor, share: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same random square, one `share`-th of the side, of each image in high (B, 3, H, H) and low (B, 3, h, h): any dtype.
 
     Offsets are whole pixels of the low-resolution image, so that the two crops show exactly the same part.
     """
-    scale, side = high.shape[2] // low.shape[2], low.shape[2] // 4
-    if low.shape[2] % 4 or low.shape[2] != low.shape[3] or high.shape[2:] != (scale * low.shape[2], scale * low.shape[3]):
-        raise ValueError(f"cannot crop {tuple(high.shape[2:])} and {tuple(low.shape[2:])} alike: give squares, low's side a multiple of 4, high's of low's")
+    scale, side = high.shape[2] // low.shape[2], low.shape[2] // share
+    if low.shape[2] % share or low.shape[2] != low.shape[3] or high.shape[2:] != (scale * low.shape[2], scale * low.shape[3]):
+        raise ValueError(f"cannot crop {tuple(high.shape[2:])} and {tuple(low.shape[2:])} alike: give squares, low's side a multiple of {share}, high's of low's")
     top, left = torch.randint(0, low.shape[2] - side + 1, (2, len(low)), generator=generator)
     return crop(high, scale * top, scale * left, scale * side), crop(low, top, left, side)
 
 
 def training_pair(config: UpsamplerConfig, high: Tensor, low: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A batch for `upsampler_loss`: target (B, 3, H/4, H/4) and its corrupted low resolution (B, 3, h/4, h/4), from whole images in [-1, 1].
+    """A batch for `upsampler_loss`: target and its corrupted low resolution, crops of whole images (B, 3, H, H) and (B, 3, h, h) in [-1, 1].
 
     `low` is `resize(high, ...)` or the same scene drawn small. It is made before cropping, so that the crop's edges look as in a whole image.
     """
-    target, condition = random_quarter_crop(high, low, generator)
+    target, condition = random_crop(high, low, config.crop, generator)
     return target, degrade(config, condition, generator)
 
 
