@@ -172,10 +172,13 @@ def export_onnx(model: UnCLIP, folder: Path) -> dict[str, float]:
     """Writes the chain to a folder, with tokenizer and manifest, and returns each file's largest difference from PyTorch.
 
     Batch and length of the text are free in every graph; sizes of pictures are fixed. ValueError, and nothing written, where a graph differs
-    by more than TOLERANCE, a sampler draws noise, the embeddings are Karlo's, or an extra is missing.
+    by more than TOLERANCE, a sampler draws noise, the embeddings are Karlo's, or a model or an extra is missing.
     """
     if not (find_spec("onnx") and find_spec("onnxruntime")):
         raise ValueError("ONNX files need an extra: pip install 'minunclip[onnx]'")
+    lacking = [stage for stage in FILES if stage not in model.models]
+    if lacking:
+        raise ValueError(f"the weights have no {lacking[0]}, without which the chain cannot be exported: train it, or add it to the folder")
     clip, prior = model.models["clip"].config, model.models["prior"].config
     if not clip.unit_norm or prior.latent != "scaled":
         raise ValueError("the prior diffuses embeddings that are not of unit norm, as Karlo's does: `draw` and the manifest know no such thing yet")

@@ -101,6 +101,13 @@ def test_a_graph_that_differs_is_not_exported(model: UnCLIP, tmp_path: Path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_a_chain_that_enlarges_once_is_refused(model: UnCLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: True)
+    with pytest.raises(ValueError, match="no upsampler2"):
+        export.export_onnx(UnCLIP({stage: one for stage, one in model.models.items() if stage != "upsampler2"}, model.tokenizer), tmp_path / "chain")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--onnx", str(tmp_path / "no" / "folder")]) == 2
     monkeypatch.setitem(sys.modules, "onnx", None)
