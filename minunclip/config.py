@@ -340,7 +340,7 @@ CPU = Preset(
         "ar-prior": TrainingConfig(steps=900, batch_size=128, learning_rate=6e-4, weight_decay=0.04),
         "decoder": TrainingConfig(steps=3400, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1000),
         "upsampler1": TrainingConfig(steps=1500, batch_size=8, learning_rate=1e-3, optimizer="muon"),
-        "upsampler2": TrainingConfig(steps=1500, batch_size=16, learning_rate=8e-4),
+        "upsampler2": TrainingConfig(steps=1500, batch_size=16, learning_rate=1e-3, optimizer="muon"),
         "checker": TrainingConfig(steps=4000, batch_size=64, learning_rate=4e-3, warmup=600),
         "glide": TrainingConfig(steps=3400, batch_size=64, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, sample_every=1000),
         "dalle-vae": TrainingConfig(steps=1500, batch_size=64, learning_rate=1e-3, sample_every=1000),

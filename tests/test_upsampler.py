@@ -163,6 +163,12 @@ def test_bsr_stays_in_range_leaves_its_input_and_shuffles_the_order(monkeypatch)
     assert all(len(set(order)) == 4 for order in orders) and len({tuple(order) for order in orders}) > 5
 
 
+def test_bsr_leaves_each_part_out_in_half_of_the_pictures():
+    images = smooth(640, 8)
+    untouched = (degrade_bsr(images, generator(0)) == images).flatten(1).all(dim=1)
+    assert 20 < untouched.sum() < 65  # all four parts left out: of 640 pictures 40, give or take 6
+
+
 def test_jpeg_is_pillows(monkeypatch):
     images = smooth(2, 16)
     qualities = torch.randint(60, 96, (2,), generator=generator(5)).tolist()

@@ -5,8 +5,8 @@ the size of the output, as three more channels. They are trained on random crops
 To make them robust the low-resolution image is corrupted: by a Gaussian blur for the first, by the random degradations of BSRGAN (Zhang et al.
 2021) for the second.
 
-Different from the paper: the BSR degradation is a short, mild one (no sensor noise, no second downsampling pass), and noise may come on top
-of either, since a small decoder errs more (`UpsamplerConfig.noise`).
+Different from the paper: the BSR degradation is a short, mild one (no sensor noise, no second downsampling pass, each of its parts left out in half of
+the pictures), and noise may come on top of either, since a small decoder errs more (`UpsamplerConfig.noise`).
 """
 
 import io
@@ -74,7 +74,7 @@ def random_crop(high: Tensor, low: Tensor, share: int, generator: torch.Generato
     """
     scale, side = high.shape[2] // low.shape[2], low.shape[2] // share
     if low.shape[2] % share or low.shape[2] != low.shape[3] or high.shape[2:] != (scale * low.shape[2], scale * low.shape[3]):
-        raise ValueError(f"cannot crop {tuple(high.shape[2:])} and {tuple(low.shape[2:])} alike: give squares, low's side a multiple of {share}, high's of low's")
+        raise ValueError(f"cannot crop {tuple(high.shape[2:])} and {tuple(low.shape[2:])} alike: squares, low's side a multiple of {share}, high's of low's")
     top, left = torch.randint(0, low.shape[2] - side + 1, (2, len(low)), generator=generator)
     return crop(high, scale * top, scale * left, scale * side), crop(low, top, left, side)
 
@@ -161,10 +161,13 @@ def _random_jpeg(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def degrade_bsr(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The second upsampler's: blur, resize down and up, noise and JPEG, each of random strength, in random order (RGB images)."""
+    """The second upsampler's: blur, resize down and up, noise and JPEG, each of random strength, in random order (RGB images). Each image undergoes
+    each of them with a chance of one half, so that sharp ones are known too.
+    """
     operations: list[Callable[[Tensor, torch.Generator], Tensor]] = [_random_blur, _random_resize, _random_noise, _random_jpeg]
     for i in torch.randperm(len(operations), generator=generator).tolist():
-        images = operations[i](images, generator)
+        chosen = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(rearrange(chosen, "b -> b 1 1 1").to(images.device), operations[i](images, generator), images)
     return images.clamp(-1, 1)
 
 
