@@ -36,7 +36,7 @@ weights-all:  # what ships, from nothing; on a GPU (two cores would take more th
 	$(MAKE) weights-gpu
 	$(MAKE) weights-further
 
-weights-gpu: .venv/ready  # what ships, but for the last steps of decoder, GLIDE and first upsampler
+weights-gpu: .venv/ready  # what ships, but for the last steps of decoder, GLIDE and upsamplers
 	$(BIN)/minunclip train clip --preset cpu --out runs/first --steps 2500
 	$(BIN)/minunclip train upsampler2 --preset cpu --out runs/first --steps 1500
 	$(BIN)/minunclip train checker --preset cpu --out runs/first --steps 6000
@@ -45,11 +45,13 @@ weights-gpu: .venv/ready  # what ships, but for the last steps of decoder, GLIDE
 	for stage in upsampler1 prior ar-prior decoder glide dalle-vae dalle; do $(BIN)/minunclip train $$stage --preset long || exit; done
 	$(BIN)/minunclip pack runs/long data/weights
 
-weights-further: .venv/ready  # what ships: what weights-gpu has left, three of it trained further on two cores
+weights-further: .venv/ready  # what ships: what weights-gpu has left, four of it trained further on two cores
 	for stage in decoder glide; do \
 		$(BIN)/minunclip train $$stage --preset cpu --init data/weights --out runs/further --steps 3600 --batch_size 128 --learning_rate 0.0005 || exit; \
 	done
-	$(BIN)/minunclip train upsampler1 --preset cpu --init data/weights --out runs/further --steps 6000 --batch_size 16
+	for stage in upsampler1 upsampler2; do \
+		$(BIN)/minunclip train $$stage --preset cpu --init data/weights --out runs/further --steps 6000 --batch_size 16 || exit; \
+	done
 	$(BIN)/minunclip pack runs/further data/weights
 
 evaluate: .venv/ready
