@@ -205,18 +205,17 @@ def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, sta
 def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig, stage: str) -> Trained:
     schedule = make_schedule(config.diffusion.schedule, config.diffusion.steps)
     first = stage == "upsampler1"
-    high = run.world.middle if first else run.world.parts
-
+    # both are drawn at either size, since in use the low resolution looks drawn too: to reduce the high one would leave it more crisp
+    high, small = (run.world.middle, run.world.small) if first else (run.world.parts, run.world.parts_small)
     last = np.arange(len(high) - min(GRID, len(high) // 2), len(high))  # never trained on
 
     def pairs(index: np.ndarray, seed: int, read: Callable[[Pictures, np.ndarray], Tensor]) -> Batch:
         generator = torch.Generator().manual_seed(seed)
-        target = read(high, index)
-        if first:  # a random crop of a whole picture
-            low = resize(target, (config.low_size, config.low_size))
+        target, low = read(high, index), read(small, index)
+        if first:  # a random crop of a whole picture; of the second the world has drawn quarters alone: whole pictures would fill the disk
             target, low = training_pair(config, target, low, generator)
-        else:  # the world has drawn quarters alone: whole pictures would fill the disk
-            low = degrade(config, read(run.world.parts_small, index), generator)
+        else:
+            low = degrade(config, low, generator)
         return {"images": target, "low": low}
 
     def batch(step: int) -> Batch:
@@ -240,7 +239,7 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
     def sample(model: nn.Module) -> np.ndarray:
         assert isinstance(model, Upsampler)
         real = to_tensor(high[last[:8]]).to(run.device)
-        low = resize(real, (real.shape[2] * config.low_size // config.high_size,) * 2)
+        low = to_tensor(small[last[:8]]).to(run.device)
         drawn = sample_upsampler(model, schedule, low, seeds=range(len(low)))
         return tile(np.concatenate([to_uint8(images) for images in (resize(low, (real.shape[2],) * 2), drawn, real)]))
 

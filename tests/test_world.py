@@ -8,10 +8,11 @@ import torch
 from minunclip.config import TINY
 from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import build_world, to_tensor, trim
+from minunclip.models.upsampler import resize
 from minunclip.runs import Run
 from minunclip.stages import prepare, train
 
-SMALL = replace(TINY, world=replace(TINY.world, training_scenes=12, upsampler_scenes=20))
+SMALL = replace(TINY, world=replace(TINY.world, training_scenes=12, upsampler_scenes=10))
 
 
 def test_a_world_is_drawn_once_and_captions_belong_to_their_pictures(tmp_path: Path) -> None:
@@ -37,6 +38,18 @@ def test_every_other_scene_is_the_twin_of_the_one_before(tmp_path: Path) -> None
     same = [(one == other).all(axis=-1).mean() for one, other in zip(pictures, pictures[1:])]
     assert min(same[::2]) > 0.3 and np.mean(same[::2]) > 2 * np.mean(same[1::2])
     assert all((one != other).any() for one, other in zip(pictures[::2], pictures[1::2]))
+
+
+def test_the_first_upsampler_learns_from_scenes_drawn_at_either_size(tmp_path: Path) -> None:
+    run = Run(replace(SMALL, upsampler1=replace(SMALL.upsampler1, degradation="none", noise=0.0, crop=1)), tmp_path, torch.device("cpu"))
+    assert len(run.world.middle) == 10
+    pairs = prepare("upsampler1", run)[2](0)
+    small, middle = (to_tensor(np.array(pictures[:10])) for pictures in (run.world.small, run.world.middle))
+    rows = [int((middle == one).flatten(1).all(dim=1).nonzero()[0]) for one in pairs["images"]]
+    assert torch.equal(pairs["low"], small[rows])  # as drawn, not reduced
+    side = small.shape[2:]
+    apart = [[float((resize(large[None], side) - one).square().mean()) for one in small] for large in middle]
+    assert np.array_equal(np.argmin(apart, axis=1), range(10)) and 0 < max(np.diagonal(apart)) < 0.01  # the same scene, and no copy
 
 
 def test_rows_with_a_thing_inside_another_are_known_and_drawn_more_often_for_the_decoder(tmp_path: Path) -> None:

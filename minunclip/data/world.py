@@ -36,8 +36,8 @@ class World:
     pictures: Pictures  # at the size that CLIP sees
     small: Pictures  # at the size that the decoder draws
     captions: np.ndarray
-    middle: Pictures  # other scenes, whole, at the size that the first upsampler draws
-    parts: Pictures  # random quarters of other scenes at the size that the second upsampler draws
+    middle: Pictures  # the first rows of `small`, or all, at the size that the first upsampler draws
+    parts: Pictures  # random quarters of the same at the size that the second upsampler draws
     parts_small: Pictures  # the same quarters at the size that it is shown
     tokenizer: Tokenizer
     held: dict[str, np.ndarray] | None = None  # pictures, small and captions kept for validation; the captioned world draws its own
@@ -109,13 +109,13 @@ def build_world(preset: Preset, folder: Path, seed: int = 0, tokenizer: Tokenize
             "captions": rearrange(tokens, "(n k) l -> n k l", k=len(LEVELS)).numpy().astype(np.uint16),
             "nested": np.flatnonzero([kind_of(scene) == NESTED for scene in scenes]),
         }
-        others = sample_scenes(config.upsampler_scenes, seed + 1)
-        arrays["middle"] = render(others, preset.upsampler1.high_size)
+        large = scenes[: config.upsampler_scenes]
+        arrays["middle"] = render(large, preset.upsampler1.high_size)
         rng = np.random.default_rng([seed, 8])
         grid = 3 * preset.upsampler2.low_size // 4 + 1  # a quarter starts on a whole pixel of the smaller picture
-        windows = np.concatenate([rng.integers(grid, size=(len(others), 2)) / preset.upsampler2.low_size, np.full((len(others), 1), 0.25)], axis=1)
-        arrays["parts"] = render(others, preset.upsampler2.high_size // 4, windows)
-        arrays["parts_small"] = render(others, preset.upsampler2.low_size // 4, windows)
+        windows = np.concatenate([rng.integers(grid, size=(len(large), 2)) / preset.upsampler2.low_size, np.full((len(large), 1), 0.25)], axis=1)
+        arrays["parts"] = render(large, preset.upsampler2.high_size // 4, windows)
+        arrays["parts_small"] = render(large, preset.upsampler2.low_size // 4, windows)
         for name, array in arrays.items():
             save_array(home / f"{name}.npy", array)
         (home / "done").touch()
@@ -164,7 +164,7 @@ def array_on_disk(path: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
 
 def _drawing_code() -> bytes:
     """The source of all that decides what a world looks like: when it changes, so does the world."""
-    return b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in ("scenes", "render", "captions", "tokenizer"))
+    return b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in ("scenes", "render", "captions", "tokenizer", "world"))
 
 
 def _size(folder: Path) -> int:
