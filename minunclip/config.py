@@ -127,7 +127,7 @@ class UpsamplerConfig:
     unet: UNetConfig
     diffusion: DiffusionConfig
     # the picture's side over that of the crops. The paper's crops are "one-fourth the target size"; of a picture as small as ours that is too
-    # little to show a whole thing, and then half the side, a fourth of the area, teaches more (of the second, data/world.py draws quarters alone)
+    # little to show a whole thing, and then half the side, a fourth of the area, teaches more
     crop: int = 4
     # most noise (a deviation, drawn anew for each picture) on the low resolution in training. The paper: none beyond BSR's own; a small decoder errs
     # more than the paper's, and what an upsampler has learned to trust it draws, large and sharp

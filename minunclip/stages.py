@@ -212,7 +212,7 @@ def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig,
     def pairs(index: np.ndarray, seed: int, read: Callable[[Pictures, np.ndarray], Tensor]) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         target, low = read(high, index), read(small, index)
-        if first:  # a random crop of a whole picture; of the second the world has drawn quarters alone: whole pictures would fill the disk
+        if first:  # a random crop of a whole picture; of the second the world has drawn crops alone: whole pictures would fill the disk
             target, low = training_pair(config, target, low, generator)
         else:
             low = degrade(config, low, generator)

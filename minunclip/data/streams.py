@@ -21,15 +21,16 @@ VIEWS = ("pictures", "small", "middle", "parts", "parts_small")  # the arrays of
 
 def view_sides(sizes: Sequence[int]) -> dict[str, int]:
     """The side of each view; sizes are those of `world.picture_sizes`."""
-    return dict(zip(VIEWS, (*sizes[:3], sizes[4] // 4, sizes[3] // 4)))
+    return dict(zip(VIEWS, sizes))
 
 
 def views(square: Image.Image, rng: np.random.Generator, sizes: Sequence[int], names: Sequence[str] = VIEWS) -> dict[str, np.ndarray]:
-    """Views of a picture's square, uint8 (side, side, 3) each. The two of parts show the same quarter of it."""
-    sides, grid, width = view_sides(sizes), sizes[3], square.width
-    x, y = (int(start) for start in rng.integers(3 * grid // 4 + 1, size=2))  # a quarter starts on a whole pixel of the smaller picture
-    quarter = (x * width / grid, y * width / grid, (x + grid // 4) * width / grid, (y + grid // 4) * width / grid)
-    boxes = {name: quarter if name.startswith("parts") else None for name in names}
+    """Views of a picture's square, uint8 (side, side, 3) each. The two of parts show the same crop of it."""
+    sides, part, whole = view_sides(sizes), sizes[4], sizes[5]
+    x, y = (int(start) for start in rng.integers(whole - part + 1, size=2))  # a crop starts on a whole pixel of the smaller picture
+    width = square.width
+    crop = (x * width / whole, y * width / whole, (x + part) * width / whole, (y + part) * width / whole)
+    boxes = {name: crop if name.startswith("parts") else None for name in names}
     return {name: np.asarray(square.resize((sides[name],) * 2, Image.Resampling.LANCZOS, box)) for name, box in boxes.items()}
 
 

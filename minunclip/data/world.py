@@ -37,8 +37,8 @@ class World:
     small: Pictures  # at the size that the decoder draws
     captions: np.ndarray
     middle: Pictures  # the first rows of `small`, or all, at the size that the first upsampler draws
-    parts: Pictures  # random quarters of the same at the size that the second upsampler draws
-    parts_small: Pictures  # the same quarters at the size that it is shown
+    parts: Pictures  # random crops of the same at the size that the second upsampler draws
+    parts_small: Pictures  # the same crops at the size that it is shown
     tokenizer: Tokenizer
     held: dict[str, np.ndarray] | None = None  # pictures, small and captions kept for validation; the captioned world draws its own
     nested: np.ndarray | None = None  # rows in which a thing lies inside another; of other pictures nobody knows
@@ -75,9 +75,11 @@ def training_captions(scenes: list, seed: int) -> list[list[str]]:
     return [[caption(scene, level, rng) for level in LEVELS] for scene in scenes]
 
 
-def picture_sizes(preset: Preset) -> tuple[int, int, int, int, int]:
-    """Sides of what CLIP sees, the decoder draws, the first upsampler draws, the second is shown, and the second draws."""
-    return preset.clip.image_size, preset.decoder.image_size, preset.upsampler1.high_size, preset.upsampler2.low_size, preset.upsampler2.high_size
+def picture_sizes(preset: Preset) -> tuple[int, int, int, int, int, int]:
+    """Sides of a World's five kinds of pictures, in the order of VIEWS, and of the whole picture that the small parts are cut from."""
+    second = preset.upsampler2
+    parts = second.high_size // second.crop, second.low_size // second.crop
+    return preset.clip.image_size, preset.decoder.image_size, preset.upsampler1.high_size, *parts, second.low_size
 
 
 def build_world(preset: Preset, folder: Path, seed: int = 0, tokenizer: Tokenizer | None = None) -> World:
@@ -112,10 +114,10 @@ def build_world(preset: Preset, folder: Path, seed: int = 0, tokenizer: Tokenize
         large = scenes[: config.upsampler_scenes]
         arrays["middle"] = render(large, preset.upsampler1.high_size)
         rng = np.random.default_rng([seed, 8])
-        grid = 3 * preset.upsampler2.low_size // 4 + 1  # a quarter starts on a whole pixel of the smaller picture
-        windows = np.concatenate([rng.integers(grid, size=(len(large), 2)) / preset.upsampler2.low_size, np.full((len(large), 1), 0.25)], axis=1)
-        arrays["parts"] = render(large, preset.upsampler2.high_size // 4, windows)
-        arrays["parts_small"] = render(large, preset.upsampler2.low_size // 4, windows)
+        part, part_small, whole = sizes[3:]
+        starts = rng.integers(whole - part_small + 1, size=(len(large), 2))  # on whole pixels of the smaller picture
+        windows = np.concatenate([starts, np.full((len(large), 1), part_small)], axis=1) / whole
+        arrays["parts"], arrays["parts_small"] = (render(large, side, windows) for side in (part, part_small))
         for name, array in arrays.items():
             save_array(home / f"{name}.npy", array)
         (home / "done").touch()
