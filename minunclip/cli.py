@@ -34,7 +34,7 @@ from minunclip.data.world import load_world, to_tensor, to_uint8
 from minunclip.distributed import first_one_then_all, ranks
 from minunclip.distributed import start as start_processes
 from minunclip.evaluation import held_out_captions
-from minunclip.experiments import CURVES, EXPERIMENTS, as_markdown, over_seeds, unused
+from minunclip.experiments import CURVES, EXPERIMENTS, as_markdown, over_seeds, unused, with_seed
 from minunclip.export import export_onnx
 from minunclip.hub import local_folder
 from minunclip.hub import push as push_folder
@@ -328,7 +328,7 @@ def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str =
     """Repeat an experiment of the paper, or `all`, and print its table; with --out, also write it into that folder as NAME.json and NAME.png.
 
     With more --seeds than one, figures are means, each with its standard deviation. Those that train do so in the folder --run.
-    `all` goes on where it stopped: what --out has of the same weights and as many seeds stays; by its name an experiment always runs.
+    `all` goes on where it stopped: what --out has of the same weights stays, seed by seed; by its name an experiment runs anew.
     """
     known = [*EXPERIMENTS, *TRAININGS]
     if name not in (*known, "all"):
@@ -343,16 +343,20 @@ def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str =
         used = weights_id(Path(weights), without=unused(one))
         file = None if out is None else Path(out) / f"{one}.json"
         figures = read_json(file) if name == "all" and file is not None and file.exists() else {}
-        done = (figures.get("weights"), figures.get("seeds")) == (used, seeds)
-        if not done:
+        if figures.get("weights") != used or (figures["seeds"] < seeds and "by seed" not in figures):
+            figures = {"weights": used, "seeds": 0, "minutes": 0.0, "by seed": []}
+        function = EXPERIMENTS[one] if one in EXPERIMENTS else partial(TRAININGS[one], folder=Path(run))
+        for number in range(figures["seeds"], seeds):
             start = time.perf_counter()
-            table = over_seeds(EXPERIMENTS[one] if one in EXPERIMENTS else partial(TRAININGS[one], folder=Path(run)), model, seeds)
-            figures = {"weights": used, "seeds": seeds, "minutes": round((time.perf_counter() - start) / 60, 1), "table": table}
+            tables = [*figures["by seed"], with_seed(function, model, number)]
+            minutes = round(figures["minutes"] + (time.perf_counter() - start) / 60, 1)
+            figures = {"weights": used, "seeds": len(tables), "minutes": minutes, "table": over_seeds(tables), "by seed": tables}
+            if file is not None:
+                table = figures["table"]
+                figure = curve_figure(table, CURVES[one]) if one in CURVES else table_figure(table)
+                write_atomically(file.with_suffix(".png"), partial(figure.savefig, format="png", dpi=100))
+                write_atomically(file, partial(Path.write_text, data=dumps(figures, indent=1)))
         print(f"{one}\n\n{as_markdown(figures['table'])}", flush=True)
-        if file is not None and not done:
-            figure = curve_figure(table, CURVES[one]) if one in CURVES else table_figure(table)
-            write_atomically(file.with_suffix(".png"), partial(figure.savefig, format="png", dpi=100))
-            write_atomically(file, partial(Path.write_text, data=dumps(figures, indent=1)))
 
 
 def rate(ratings: str, pictures: list[str], weights: str = str(WEIGHTS), device: Device = "auto") -> None:

@@ -433,11 +433,14 @@ def unused(name: str) -> tuple[str, ...]:
     return UPSAMPLERS if name in ("compared", "guidance-sweep", "aesthetic") else (*UPSAMPLERS, *BASELINES)
 
 
-def over_seeds(function: Callable[..., Table], model: UnCLIP, count: int) -> Table:
-    """The mean of `count` tables of an experiment, each of another seed; beside each figure, under "± " and its name, the standard deviation."""
-    own = inspect.signature(function).parameters["seed"].default
-    tables = [function(model, seed=own + 100 * k) for k in range(count)]
-    if count == 1:
+def with_seed(function: Callable[..., Table], model: UnCLIP, number: int) -> Table:
+    """An experiment's table of its own seed (`number` 0) or of one further on: other captions, scenes and noise."""
+    return function(model, seed=inspect.signature(function).parameters["seed"].default + 100 * number)
+
+
+def over_seeds(tables: Sequence[Table]) -> Table:
+    """The mean of an experiment's tables of several seeds; beside each figure, under "± " and its name, the standard deviation. One stays as it is."""
+    if len(tables) == 1:
         return tables[0]
     mean: Table = {}
     for name, row in tables[0].items():

@@ -10,7 +10,7 @@ import torch
 
 from minunclip import ablations
 from minunclip.config import TINY
-from minunclip.experiments import over_seeds
+from minunclip.experiments import over_seeds, with_seed
 from minunclip.pipeline import UnCLIP
 from minunclip.training import read_log
 
@@ -35,7 +35,8 @@ def test_both_priors_race(model, tmp_path):
 
 def test_seeds_and_experiments_share_a_folder(model, tmp_path):
     """As `make results` runs them: one --run for all, a world of its own for each seed."""
-    table = over_seeds(partial(ablations.race, folder=tmp_path, count=6, stops=(2,), scenes=64), model, 2)
+    race = partial(ablations.race, folder=tmp_path, count=6, stops=(2,), scenes=64)
+    table = over_seeds([with_seed(race, model, number) for number in range(2)])
     assert table["AR prior, time of 2"]["± cosine"] > 0
     ablations.prior_choices(model, tmp_path, count=6, steps=1, scenes=64)
     assert len(list(tmp_path.iterdir())) == 3

@@ -174,9 +174,10 @@ def test_over_seeds_are_means_and_spreads_of_tables(model):
     def experiment(model, seed=5):
         return {"a": {"x": float(seed)}, "b": {"x": 1.0, "y": seed**2}}
 
-    assert experiments.over_seeds(experiment, model, 1) == {"a": {"x": 5.0}, "b": {"x": 1.0, "y": 25}}
+    tables = [experiments.with_seed(experiment, model, number) for number in range(3)]
+    assert experiments.over_seeds(tables[:1]) == {"a": {"x": 5.0}, "b": {"x": 1.0, "y": 25}}
     seeds = np.array([5, 105, 205])
-    table = experiments.over_seeds(experiment, model, 3)
+    table = experiments.over_seeds(tables)
     assert table["a"] == {"x": 105.0, "± x": pytest.approx(100.0)} and table["b"]["± x"] == 0
     assert (table["b"]["y"], table["b"]["± y"]) == (pytest.approx((seeds**2).mean()), pytest.approx((seeds**2).std(ddof=1)))
 
@@ -226,11 +227,12 @@ def test_the_command_writes_what_it_prints(tiny_weights, tmp_path, capsys, monke
     assert main(["experiment", "typographic", "--out", str(tmp_path), "--weights", str(tiny_weights), "--seeds", "2"]) == 0
     kept = json.loads((tmp_path / "typographic.json").read_text())
     assert experiments.as_markdown(kept["table"]) in capsys.readouterr().out and len(kept["weights"]) == 12 and kept["seeds"] == 2
+    assert kept["table"] == experiments.over_seeds(kept["by seed"]) and len(kept["by seed"]) == 2
     assert Image.open(tmp_path / "typographic.png").format == "PNG"
 
 
 def test_all_goes_on_where_it_stopped(tiny_weights, tmp_path, capsys, monkeypatch):
-    """What is there of the same weights and seeds stays; a run of its name, of other weights or of more seeds is drawn anew."""
+    """What is there of the same weights stays, seed by seed; a run of its name or of other weights is drawn anew."""
     ran = []
     for name in (*experiments.EXPERIMENTS, *TRAININGS):
         table = TRAININGS if name in TRAININGS else experiments.EXPERIMENTS
@@ -247,7 +249,35 @@ def test_all_goes_on_where_it_stopped(tiny_weights, tmp_path, capsys, monkeypatc
     (tmp_path / "varying.json").write_text((tmp_path / "varying.json").read_text().replace('"weights": "', '"weights": "0'))
     again, printed = run("all")
     assert again == ["varying", "race"] and all(f"{name}\n\n| | figure |" in printed for name in everything)
-    assert run("typographic")[0] == ["typographic"] and run("all", "--seeds", "2")[0] == [name for name in everything for _ in range(2)]
+    assert run("typographic")[0] == ["typographic"]
+    first = json.loads((tmp_path / "typographic.json").read_text())
+    assert run("all", "--seeds", "2")[0] == everything and run("all")[0] == []
+    kept = json.loads((tmp_path / "typographic.json").read_text())
+    assert kept["by seed"][0] == first["table"] != kept["table"] and (kept["seeds"], len(kept["by seed"])) == (2, 2)
+    del kept["by seed"]  # as files of before were written: enough where it has as many seeds
+    (tmp_path / "typographic.json").write_text(json.dumps(kept))
+    assert run("all", "--seeds", "2")[0] == [] and run("all", "--seeds", "3")[0].count("typographic") == 3
+
+
+def test_a_stopped_experiment_goes_on_with_its_next_seed(tiny_weights, tmp_path, monkeypatch):
+    """Each seed is written when it is done."""
+    ran = []
+
+    def experiment(model, seed=7):
+        ran.append(seed)
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return {"row": {"figure": float(seed)}}
+
+    monkeypatch.setitem(experiments.EXPERIMENTS, "typographic", experiment)
+    given = ["--out", str(tmp_path), "--weights", str(tiny_weights), "--seeds", "4"]
+    assert main(["experiment", "typographic", *given]) == 130
+    assert json.loads((tmp_path / "typographic.json").read_text())["seeds"] == 2
+    for name in (*experiments.EXPERIMENTS, *TRAININGS):
+        if name != "typographic":
+            monkeypatch.setitem(TRAININGS if name in TRAININGS else experiments.EXPERIMENTS, name, lambda model, seed=1, folder=None: {"row": {"figure": 1.0}})
+    assert main(["experiment", "all", *given]) == 0
+    assert ran == [7, 107, 207, 207, 307] and json.loads((tmp_path / "typographic.json").read_text())["table"]["row"]["figure"] == 157.0
 
 
 def test_experiments_need_a_checker(tiny_weights, tmp_path, capsys):
