@@ -108,7 +108,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "minunclip.cli", "sample", CAPTION, "--weights", given.weights, "--out", f"{folder}/picture.png"]
-        cold = seconds(lambda: subprocess.run(command, check=True, capture_output=True), torch.device("cpu"), 3)
+        cold = seconds(lambda: subprocess.run(command, check=True, capture_output=True), torch.device("cpu"), min(3, given.repeats))
     model = UnCLIP.from_pretrained(given.weights, device)
     figures["sampling"] = {"cold, import to file": cold}
     for size in model.sizes:
