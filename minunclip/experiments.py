@@ -425,7 +425,14 @@ EXPERIMENTS: dict[str, Callable[..., Table]] = {
         samplers,
     )
 }
-CURVES = {"inversion": "steps", "prior-guidance": "guidance", "guidance-sweep": "guidance", "samplers": "network calls", "race": "training seconds"}
+CURVES = {
+    "inversion": "steps",
+    "prior-guidance": "guidance",
+    "guidance-sweep": "guidance",
+    "aesthetic": "guidance",
+    "samplers": "network calls",
+    "race": "training seconds",
+}
 
 
 def unused(name: str) -> tuple[str, ...]:
