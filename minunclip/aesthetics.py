@@ -58,6 +58,8 @@ def read_ratings(path: Path) -> list[tuple[Path, float]]:
                     rating = math.nan
                 if not math.isfinite(rating):
                     raise ValueError(f"{path}, line {rows.line_num}: {row['rating']!r} is no number")
+                if not row["file_name"]:
+                    raise ValueError(f"{path}, line {rows.line_num}: no file_name")
                 found.append((path.parent / row["file_name"], rating))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no CSV in UTF-8: {error}") from None

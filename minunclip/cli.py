@@ -176,9 +176,16 @@ def require_text(captions: Sequence[str]) -> None:
 
 
 def require_folder(option: str, path: str | None) -> None:
-    """ValueError where a file is asked for whose folder is not there: said before the work is done, not after."""
+    """ValueError where something is to be written in a folder that is not there: said before the work is done, not after."""
     if path is not None and not Path(path).parent.is_dir():
         raise ValueError(f"{Path(path).parent} is no folder: make it first, or choose another --{option}")
+
+
+def require_file(option: str, path: str | None) -> None:
+    """ValueError where no file can be written: its folder is not there, or it is one itself."""
+    require_folder(option, path)
+    if path is not None and Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: give --{option} the name of a file")
 
 
 def require_picture_name(out: str) -> None:
@@ -302,8 +309,8 @@ def evaluate(
     """
     if count < 4:
         raise ValueError(f"count is {count}: judge at least 4 captions, precision and recall need as many")
-    require_folder("json", json)
-    require_folder("samples", samples)
+    require_file("json", json)
+    require_file("samples", samples)
     texts = None if captions is None else read_captions(Path(captions))
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     if texts is not None:
@@ -476,12 +483,12 @@ def evaluate_own(
     """
     if count < 2:
         raise ValueError(f"count is {count}: judge at least 2 pictures")
-    require_folder("json", json)
-    require_folder("samples", samples)
+    require_file("json", json)
+    require_file("samples", samples)
     worlds = sorted(Path(run).glob("data/world-*/done"))
     if len(worlds) != 1:
         raise ValueError(f"{run} has the data of {len(worlds)} trainings: give the folder of one, as in --out")
-    packed = Path(weights or f"{run}-weights")
+    packed = Path(weights or f"{Path(run)}-weights")
     model = UnCLIP.from_pretrained(packed, pick_device(device))
     world = load_world(worlds[0].parent)
     figures, shown, titles = report_own.evaluate_own(model, world, count, seed, guidance, lambda line: print(line, file=sys.stderr, flush=True))

@@ -230,6 +230,7 @@ class Preset:
 
 STAGES = ("clip", "prior", "ar-prior", "decoder", "upsampler1", "upsampler2", "checker")
 BASELINES = ("glide", "dalle-vae", "dalle")
+LEARNS_FROM = {"prior": "clip", "ar-prior": "clip", "decoder": "clip", "dalle": "dalle-vae"}  # stages on another's frozen outputs, and that other
 
 TINY = Preset(
     world=WorldConfig(training_scenes=512, upsampler_scenes=64, validation_scenes=64),

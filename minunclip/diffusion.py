@@ -408,6 +408,8 @@ def sample(
 
 def _walk(denoiser: Denoiser, schedule: Schedule, x_t: Tensor, timesteps: Sequence[int]) -> Tensor:
     """DDIM with eta 0 from the first of `timesteps` to the last, up or down: each step keeps x_0 and epsilon as they are seen where it starts."""
+    if len(timesteps) < 2:
+        raise ValueError("one step leads nowhere: invert in 2 or more")
     for index, (timestep, following) in enumerate(pairwise(timesteps)):
         prediction, abar = _predict(denoiser, x_t, timestep, index, None), schedule.exact_alphas_bar[following]
         x_t = math.sqrt(abar) * prediction.x_0 + math.sqrt(1 - abar) * prediction.epsilon

@@ -2,7 +2,8 @@
 
 A global batch falls into equal parts. One process does them one after the other (gradient accumulation); several share them out and add up their
 gradients. Each part has random numbers of its own, so that N processes with A parts each do what one process with N * A parts does, up to the
-order of summation. CLIP's loss compares all pairs of the global batch: its embeddings are gathered, with their gradients.
+order of summation (but for the running averages of the checker's batch norm, which are those of the first process's parts alone). CLIP's loss
+compares all pairs of the global batch: its embeddings are gathered, with their gradients.
 
 A model that is too large for every device to keep whole is sharded (FSDP2, after ZeRO, Rajbhandari et al. 2020): each process keeps a share of every
 parameter, gradient, moment and average, and a layer is put together when its turn comes. Files are those of a model that is whole.

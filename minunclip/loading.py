@@ -1,6 +1,7 @@
 """Reading models from folders: `config.json` and `model.safetensors`, strictly. No pickle is ever read here."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,11 @@ def config_from_json(kind: type, values: Any, where: str) -> Any:
             raise ValueError(f"{where}: field {name!r} is {value!r}, must be one of {', '.join(map(str, get_args(hint)))}")
         fields[name] = value
     return kind(**fields)
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_tensors(path: Path, remedy: str = "run `make weights`, or copy the folder again") -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a x + b x^3 + c x^5, which drives
 
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether the device multiplies matrices in bfloat16. A CPU without the instructions does it in a plain loop, a hundred times as slowly as in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 

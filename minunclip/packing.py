@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from minunclip.config import BASELINES, PRESETS, STAGES
+from minunclip.config import BASELINES, LEARNS_FROM, PRESETS, STAGES
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.loading import config_to_json, load_model, read_tensors
+from minunclip.loading import config_to_json, file_hash, load_model, read_tensors
 from minunclip.pipeline import OPTIONAL, require_fit
 from minunclip.training import read_log, save_model, write_atomically
 
@@ -47,12 +47,26 @@ def _only_tokenizer(run: Path) -> Tokenizer:
     return Tokenizer.load(paths[0])
 
 
+def _identity(run: Path, stage: str) -> dict[str, Any]:
+    """What a stage was trained with (see `training.fit`); empty where it was not trained in this run."""
+    checkpoint = run / stage / "training.pt"
+    return json.loads(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["identity"]) if checkpoint.exists() else {}
+
+
+def _is_stale(run: Path, stage: str) -> bool:
+    """Whether a stage has learned from other weights than those that its run now has of the stage before it."""
+    source, identity = LEARNS_FROM.get(stage), _identity(run, stage)
+    if source is None:
+        return False
+    now = file_hash(run / source / "model.safetensors")
+    return identity.get("source", now) != now if identity else (run / source / "training.pt").exists()
+
+
 def _card(run: Path, stage: str, preset: str) -> str:
     """What a model was trained with and where it ended, for people."""
     provenance = json.loads((run / stage / "provenance.json").read_text()) if (run / stage / "provenance.json").exists() else {}
     facts: dict[str, object] = {"preset": preset, **provenance}
-    if (run / stage / "training.pt").exists():
-        identity = json.loads(torch.load(run / stage / "training.pt", map_location="cpu", weights_only=True)["identity"])
+    if identity := _identity(run, stage):
         training = identity["training"]
         facts |= {"seed": identity["seed"]}
         command = f"minunclip train {stage} --preset {facts['preset']} --seed {identity['seed']}"
@@ -95,24 +109,31 @@ def pack(run: Path, weights: Path) -> None:
     stage with its figures and its loss curve.
 
     Everything is read and checked before the first file is written, and on any error `weights` stays as it was. Stages of OPTIONAL that the run
-    lacks are left out, and so is an autoregressive prior that was not trained anew where CLIP was: its components and buckets are those of another CLIP.
+    lacks are left out, and so are those that have learned from an earlier CLIP or VAE than the run's; those of them that `weights` had before go, if
+    they stand on another CLIP, VAE or tokenizer.
     """
     stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (run / stage).is_dir()]
-    trained = {stage for stage in stages if (run / stage / "training.pt").exists()}
-    stale = [stage for stage in ("prior", "decoder", "ar-prior") if stage in stages and "clip" in trained and stage not in trained]
-    if stale and stale != ["ar-prior"]:
-        raise ValueError(f"{run / stale[0]} has not learned from the CLIP that was trained here: `minunclip train {stale[0]}` makes it follow")
-    if stale:
-        stages.remove("ar-prior")
-        print(f"{run / 'ar-prior'} has not learned from the CLIP that was trained here, and is left out: `minunclip train ar-prior` makes it follow")
+    if run.resolve() == weights.resolve():
+        raise ValueError(f"{run} is the run itself, whose models would be rounded: pack it into another folder")
     models: dict[str, Any] = {stage: load_model(stage, run / stage) for stage in stages}
+    trained = {stage for stage in stages if (run / stage / "training.pt").exists()}
+    for stage in [stage for stage in stages if _is_stale(run, stage)]:
+        reason = f"{run / stage} has not learned from the {LEARNS_FROM[stage]} that is now in {run}"
+        remedy = f"`minunclip train {stage} --resume never` makes it follow"
+        if stage not in OPTIONAL:
+            raise ValueError(f"{reason}: {remedy}")
+        stages.remove(stage)
+        del models[stage]
+        print(f"{reason}, and is left out: {remedy}")
     tokenizer = _only_tokenizer(run)
     require_fit(run, models, tokenizer)
     preset = next((name for name, preset in PRESETS.items() if preset.clip == models["clip"].config), "own")
     cards = {stage: _card(run, stage, preset) for stage in stages if (run / stage / "log.jsonl").exists()}
     with _in_place_of(weights) as new:
-        if "clip" in trained and "ar-prior" not in stages and (new / "ar-prior").exists():
-            shutil.rmtree(new / "ar-prior")  # packed before, and of another CLIP
+        other_words = (new / "tokenizer.json").exists() and Tokenizer.load(new / "tokenizer.json").merges != tokenizer.merges
+        for stage in set(OPTIONAL) - set(stages):  # packed before
+            if (new / stage).exists() and (other_words or LEARNS_FROM.get(stage) in trained):
+                shutil.rmtree(new / stage)
         for stage, model in models.items():
             if stage not in trained and torch.float32 not in {tensor.dtype for tensor in read_tensors(run / stage / "model.safetensors").values()}:
                 (new / stage).mkdir(parents=True, exist_ok=True)  # packed before, and not touched since

@@ -21,7 +21,7 @@ from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import to_uint8, trim
 from minunclip.diffusion import Denoiser, OnStep, SamplerName, Schedule, SeededNoise, invert_ddim, make_schedule, revert_ddim, sample_ddim
 from minunclip.hub import local_folder, push
-from minunclip.loading import config_to_json, load_model
+from minunclip.loading import config_to_json, file_hash, load_model
 from minunclip.models.autoregressive_prior import sample_autoregressive
 from minunclip.models.decoder import decoder_denoiser, sample_decoder
 from minunclip.models.diffusion_prior import LatentScale, sample_prior
@@ -132,7 +132,14 @@ class UnCLIP:
         """Sides of the pictures of the decoder and of the upsamplers, which are two but in Karlo."""
         return self.models["decoder"].config.image_size, *(self.models[stage].config.high_size for stage in UPSAMPLERS if stage in self.models)
 
-    def _seeds(self, seed: int | Sequence[int], count: int) -> list[int]:
+    def size_for(self, asked: int | None) -> int:
+        """The size asked for, or the largest; ValueError where it is not one of `sizes`."""
+        if asked is not None and asked not in self.sizes:
+            raise ValueError(f"size {asked} is not one of {', '.join(map(str, self.sizes))}")
+        return asked or self.sizes[-1]
+
+    def seeds_for(self, seed: int | Sequence[int], count: int) -> list[int]:
+        """A seed for each of `count` captions; ValueError where there are too few or too many, or one is out of range."""
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
             raise ValueError(f"{len(seeds)} seeds for {count} captions: give one for all, or one seed a caption")
@@ -144,6 +151,8 @@ class UnCLIP:
     @_drawing
     def read(self, captions: Sequence[str]) -> Text:
         """Captions as every model wants them."""
+        if isinstance(captions, str):
+            raise ValueError(f"got one string, {captions[:60]!r}: give a list of captions")
         if not captions:
             raise ValueError("nothing to draw: give at least one caption (an empty one will do)")
         clip = self.models["clip"]
@@ -231,11 +240,9 @@ class UnCLIP:
 
         `size`: one of `sizes`, the largest by default. `on_step` sees the decoder's x_0 as it forms. A guidance of 1 is none.
         """
-        size = self.sizes[-1] if size is None else size
-        if size not in self.sizes:
-            raise ValueError(f"size {size} is not one of {', '.join(map(str, self.sizes))}")
+        size = self.size_for(size)
         # every stage has noise of its own: z_i must say nothing of the noise that the decoder starts from
-        prior_seeds, decoder_seeds, *upsampler_seeds = ([4 * number + k for number in self._seeds(seed, len(captions))] for k in range(4))
+        prior_seeds, decoder_seeds, *upsampler_seeds = ([4 * number + k for number in self.seeds_for(seed, len(captions))] for k in range(4))
         times = [time.perf_counter()]
         text = self.read(captions)
         times.append(time.perf_counter())
@@ -274,7 +281,7 @@ def require_fit(folder: Path, models: dict[str, Any], tokenizer: Tokenizer) -> N
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every model that a weights folder has, by stage."""
     paths = {stage: folder / stage / "model.safetensors" for stage in STAGES + BASELINES}
-    return {stage: hashlib.sha256(path.read_bytes()).hexdigest() for stage, path in paths.items() if path.exists()}
+    return {stage: file_hash(path) for stage, path in paths.items() if path.exists()}
 
 
 def weights_id(folder: Path, without: Sequence[str] = ()) -> str:

@@ -148,8 +148,10 @@ def evaluate(
     """
     if "checker" not in model.models:
         raise ValueError("these weights have no checker, which evaluation needs: train and pack the stage checker")
+    size = model.size_for(size)
     pairs = held_out_captions(count) if captions is None else None
     texts = list(captions or ()) if pairs is None else [text for _, text in pairs]
+    model.seeds_for(range(seed, seed + len(texts)), len(texts))  # said now, and not after CLIP and priors are measured
     figures: dict[str, Any] = {"captions": len(texts), "seed": seed, "prior": prior, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE}
     if pairs is not None:
         figures |= {"clip": clip_figures(model), "binding": binding(model), "probe": probe(model), "prior_cosine": prior_figures(model, pairs, seed)}

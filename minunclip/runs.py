@@ -1,6 +1,5 @@
 """One training of the chain: its folder, its data, CLIP's frozen embeddings, and what every stage of it draws at random."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from filelock import FileLock
 from torch import Tensor, nn
 
 from minunclip.config import BASELINES, PRESETS, STAGES, CLIPConfig, Preset
@@ -24,7 +24,7 @@ from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import Pictures, World, array_on_disk, build_world, to_tensor, training_captions
 from minunclip.diffusion import Schedule
 from minunclip.distributed import rank, ranks
-from minunclip.loading import config_to_json, load_model, read_json
+from minunclip.loading import config_to_json, file_hash, load_model, read_json
 from minunclip.models.clip import CLIP
 from minunclip.training import Batch, TrainingError, save_model
 
@@ -57,9 +57,10 @@ class Run:
     def world(self) -> World:
         tokenizer = self.tokenizer if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
         tokenizer = tokenizer if self.published is None else Tokenizer.from_clip(self.published)
-        if self.data is None:
-            return build_world(self.preset, self.folder / "data", self.seed, tokenizer)
-        return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer, self.crop, self.stream)
+        with self._alone():
+            if self.data is None:
+                return build_world(self.preset, self.folder / "data", self.seed, tokenizer)
+            return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer, self.crop, self.stream)
 
     @cached_property
     def clip(self) -> CLIP:
@@ -78,15 +79,20 @@ class Run:
     @cached_property
     def image_embeddings(self) -> np.ndarray:
         """z_i of every training picture, float32 (N, d), computed once and kept under the hash of CLIP's weights."""
-        digest = hashlib.sha256((self.folder / "clip" / "model.safetensors").read_bytes()).hexdigest()[:12]
-        path = self.world.folder / f"image-embeddings-{digest}.npy"
-        if not path.exists():
-            temporary = path.with_name(f".{path.name}.tmp")
-            found = array_on_disk(temporary, np.float32, (len(self.world), self.preset.clip.embedding_dim))
-            for chunk in np.array_split(np.arange(len(self.world)), max(1, len(self.world) // 500)):
-                found[chunk] = self._embed(self.world.pictures[chunk]).cpu().numpy()
-            os.replace(temporary, path)
+        path = self.world.folder / f"image-embeddings-{file_hash(self.folder / 'clip' / 'model.safetensors')[:12]}.npy"
+        with self._alone():
+            if not path.exists():
+                temporary = path.with_name(f".{path.name}.tmp")
+                found = array_on_disk(temporary, np.float32, (len(self.world), self.preset.clip.embedding_dim))
+                for chunk in np.array_split(np.arange(len(self.world)), max(1, len(self.world) // 500)):
+                    found[chunk] = self._embed(self.world.pictures[chunk]).cpu().numpy()
+                os.replace(temporary, path)
         return np.load(path, mmap_mode="r")
+
+    def _alone(self) -> FileLock:
+        """A lock that holds up other stages of this run, trained beside this one, while one of them writes what all read."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock")
 
     @torch.no_grad()
     def _embed(self, pictures: np.ndarray) -> Tensor:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minunclip.baselines.stages import dalle_stage, vae_stage
-from minunclip.config import PRESETS, STAGES, DecoderConfig, TrainingConfig, UpsamplerConfig
+from minunclip.config import LEARNS_FROM, PRESETS, STAGES, DecoderConfig, TrainingConfig, UpsamplerConfig
 from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batches, reader_error, reader_scenes
 from minunclip.data.streams import Streamed
 from minunclip.data.world import Pictures, to_tensor, to_uint8, trim
 from minunclip.diffusion import make_schedule
 from minunclip.distributed import first_one_then_all, gather, rank
-from minunclip.loading import config_to_json, load_model, load_weights
+from minunclip.loading import config_to_json, file_hash, load_model, load_weights
 from minunclip.models.autoregressive_prior import AutoregressivePrior, autoregressive_loss, sample_autoregressive
 from minunclip.models.clip import CLIP, contrastive_loss, same_captions
 from minunclip.models.decoder import Decoder, decoder_loss, sample_decoder
@@ -327,4 +327,5 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
         facts |= {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"}
         facts |= {name: path.name for name, path in (("data", run.data), ("init", run.init), ("clip", run.published)) if path is not None}
         write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))
-    return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, resume=resume, **options, **looks)
+    source = file_hash(run.folder / LEARNS_FROM[stage] / "model.safetensors") if stage in LEARNS_FROM else None
+    return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, source=source, resume=resume, **options, **looks)

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from tqdm import tqdm
 
 from minunclip import distributed
-from minunclip.config import TrainingConfig
+from minunclip.config import LEARNS_FROM, TrainingConfig
 from minunclip.eight_bits import to_rows
 from minunclip.muon import Muon, bf16_is_fast
 from minunclip.tracking import open_board, show_line
@@ -151,6 +151,7 @@ def fit(
     name: str,
     model_config: dict[str, Any],
     seed: int = 0,
+    source: str | None = None,
     resume: bool = True,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     sample: Callable[[nn.Module], np.ndarray] | None = None,
@@ -159,10 +160,10 @@ def fit(
 ) -> nn.Module:
     """Trains `model` in place and returns its moving average, which is what is saved in `folder` and used from then on.
 
-    `batch(step)` gives tensors with a first dimension of `settings.batch_size`; `loss(model, batch)` a scalar. `validate` and `sample` see the
-    moving average; `sample` gives a picture, uint8 (H, W, 3). `folder` holds the log, pictures and checkpoint; with `resume` a run that was cut
-    short there goes on. `stop_after` ends the run at that step, as Ctrl-C would; a run that is past it stays as it is. With `track` TensorBoard
-    finds it all in `folder` too. Raises TrainingError on a loss that is not finite.
+    `batch(step)` gives tensors with a first dimension of `settings.batch_size`; `loss(model, batch)` a scalar. `validate` and `sample` see the moving
+    average; `sample` gives a picture, uint8 (H, W, 3). `source` is the hash of the frozen weights that are learned from. `folder` holds the log,
+    pictures and checkpoint; with `resume` a run that was cut short there goes on. `stop_after` ends the run at that step, as Ctrl-C would; a run that
+    is past it stays as it is. With `track` TensorBoard finds it all in `folder` too. Raises TrainingError on a loss that is not finite.
     Under torchrun every process calls it alike, and the first one alone writes (see `minunclip.distributed`).
     """
     device = next(model.parameters()).device
@@ -176,7 +177,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     average = copy.deepcopy(model).requires_grad_(False).eval()
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    identity = _identity({"training": asdict(settings), "model": model_config, "seed": seed})
+    identity = _identity({"training": asdict(settings), "model": model_config, "seed": seed, "source": source})
     checkpoint, log = folder / "training.pt", folder / "log.jsonl"
     end = settings.steps if stop_after is None else min(stop_after, settings.steps)
     first, seconds, state = 0, 0.0, None
@@ -185,8 +186,11 @@ def fit(
             state = torch.load(checkpoint, map_location="cpu" if sharded else device, mmap=sharded, weights_only=True)
         except (RuntimeError, EOFError, OSError, UnpicklingError):
             raise TrainingError(f"{checkpoint} is damaged: delete it, or use --resume never to start anew") from None
-        if _identity(json.loads(state["identity"])) != identity:
+        earlier = {"source": source, **json.loads(state["identity"])}
+        if _identity({**earlier, "source": source}) != identity:
             raise TrainingError(f"{folder} holds a {name} run with other settings: give another --out, or --resume never to start anew")
+        if earlier["source"] != source:
+            raise TrainingError(f"{folder} has learned from a {LEARNS_FROM.get(name)} that was trained further since: use --resume never to start anew")
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         scaler.load_state_dict(state["scaler"])
@@ -275,6 +279,7 @@ def fit(
                 bar.set_postfix_str(f"loss {line['loss']:.4f}, {speed:.0f} images/s")
                 started, waited = time.perf_counter(), 0.0
             bar.update()
+            pause = time.perf_counter()
             if due:
                 save(step)
             if writes and (step % settings.sample_every == 0 or step == settings.steps):
@@ -286,6 +291,7 @@ def fit(
                     _save_picture(folder / f"samples-{step:06d}.png", picture)
                     for board in boards:
                         board.add_image("samples", picture, step, dataformats="HWC")
+            started += time.perf_counter() - pause
             if due:
                 distributed.wait_for_all()  # nobody leaves, or goes on to the next stage, before the files are written
             if stop:

@@ -71,6 +71,7 @@ def test_a_broken_picture_is_named(tmp_path, tiny_weights, capsys):
     [
         ("file_name,rating\n0.png,good\n", "line 2"),
         ("a,b\n1,2\n", "columns"),
+        ("rating,file_name\n5\n3,b.png\n", "line 2: no file_name"),
         ("file_name,rating\nno.png,1\nno.png,2\n", "no.png"),
         ("file_name,rating\na.png,nan\nb.png,1\n", "line 2"),
         ("file_name,rating\na.png,1\n", "two pictures"),

@@ -91,6 +91,9 @@ def test_a_held_out_combination_is_named_on_demand(level: str) -> None:
         ("a star and a heart on a light blue background", Description((Wanted("star"), Wanted("heart")), background="sky")),
         ("a disc in the middle", Description((Wanted("circle"),), position="centre")),
         ('a cross with the word "star" on it', Description((Wanted("cross"),), word="star")),
+        ("red star, blue circle", Description((Wanted("star", "red"), Wanted("circle", "blue")))),
+        ("a red star, two circles", Description((Wanted("star", "red"), Wanted("circle"), Wanted("circle")))),
+        ("a circle on a square", Description((Wanted("circle"), Wanted("square")))),
         ("a red circle above", Description((Wanted("circle", "red"),), unknown=("above",))),
     ],
 )

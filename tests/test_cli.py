@@ -202,6 +202,31 @@ def test_preview_writes_a_grid_and_says_a_caption_a_scene(tmp_path: Path, capsys
     assert Image.open(tmp_path / "world.png").size == (8 * 128, 128) and len(capsys.readouterr().out.splitlines()) == 4
 
 
+@pytest.mark.parametrize(
+    ("option", "message"), [(["--json", "."], "is a folder"), (["--samples", "."], "is a folder"), (["--size", "17"], "size 17"), (["--seed", "-1"], "seed -1")]
+)
+def test_an_evaluation_that_could_not_be_written_is_not_begun(tiny_weights: Path, tmp_path: Path, monkeypatch, capsys, option, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minunclip.report.clip_figures", lambda model: pytest.fail("measured first"))
+    assert message in refused(["evaluate", "--weights", str(tiny_weights), *option], capsys)
+    assert files(tmp_path) == set()
+
+
+def test_a_run_is_not_packed_into_itself(tiny_run: Path, capsys) -> None:
+    before = (tiny_run / "clip" / "model.safetensors").read_bytes()
+    assert "pack it into another folder" in refused(["pack", str(tiny_run), str(tiny_run / "clip" / "..")], capsys)
+    assert (tiny_run / "clip" / "model.safetensors").read_bytes() == before
+
+
+def test_what_reads_other_words_does_not_stay_beside_what_is_packed(tiny_run: Path, copy: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("weights", "*.npy", *BASELINES)))
+    assert main(["pack", str(run), str(copy)]) == 0 and (copy / "glide").exists()
+    path = next((run / "data").glob("world-*/tokenizer.json"))
+    words = Tokenizer.load(path)
+    Tokenizer(list(words.merges)[:-1]).save(path)
+    assert main(["pack", str(run), str(copy)]) == 0 and not (copy / "glide").exists() and (copy / "checker").exists()
+
+
 def test_packing_takes_few_bits_a_weight_and_writes_cards(tiny_run: Path, tiny_weights: Path) -> None:
     for stage in STAGES + BASELINES:
         whole, packed = (load_model(stage, folder / stage).state_dict() for folder in (tiny_run, tiny_weights))

@@ -1,8 +1,10 @@
 """Your own pictures: real files, good ones of every kind and broken ones of every kind, from the folder to a drawn picture."""
 
 import json
+import multiprocessing
 import os
 import shutil
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from minunclip.config import TINY
 from minunclip.data import collection
 from minunclip.data.collection import build_collection
 from minunclip.data.files import MOST_BYTES, check_folder, list_folder, read_pictures, read_square
+from minunclip.runs import Run
 
 
 def scribble(seed: int, width: int = 60, height: int = 40) -> Image.Image:
@@ -73,6 +76,7 @@ def test_broken_files_have_a_reason_each(folder: Path, tmp_path: Path) -> None:
     Image.new("1", (9000, 9000)).save(folder / "bomb.png")
     (folder / "noise.png").write_bytes(noise[: len(noise) // 2])
     (folder / "nothing.png").write_bytes(b"")
+    scribble(0).save(folder / "turned.png", exif=b"Exif\0\0II*\0\x08")  # the directory that this announces is not there
     (folder / "words.png").write_text("not a picture")
     (folder / "latin.png").write_bytes(whole)
     (folder / "silent.png").write_bytes(whole)
@@ -82,7 +86,7 @@ def test_broken_files_have_a_reason_each(folder: Path, tmp_path: Path) -> None:
     (folder / "told.png").write_bytes(whole)
     (tmp_path / "secret.txt").write_text("a secret")
     os.symlink(tmp_path / "secret.txt", folder / "told.txt")
-    for name in ("noise", "bomb", "nothing", "words", "silent", "link"):
+    for name in ("noise", "bomb", "nothing", "turned", "words", "silent", "link"):
         (folder / f"{name}.txt").write_text("a caption" if name != "silent" else " \n")
     (folder / "latin.txt").write_bytes("café".encode("latin-1"))
     (folder / "huge.png").touch()
@@ -96,6 +100,7 @@ def test_broken_files_have_a_reason_each(folder: Path, tmp_path: Path) -> None:
         "bomb.png": "of more than 64 million pixels",
         "huge.png": "of more than 256 million bytes",
         "nothing.png": "empty",
+        "turned.png": "broken",
         "words.png": "no picture",
         "latin.png": "with a caption that is not UTF-8",
         "silent.png": "without a caption",
@@ -105,7 +110,7 @@ def test_broken_files_have_a_reason_each(folder: Path, tmp_path: Path) -> None:
     }
     assert len(found.pictures) == 31 and "3 without a caption" in found.reasons()
     world = build_collection(TINY, folder, tmp_path / "data")
-    assert [json.loads(line)["reason"] for line in (world.folder / "skipped.jsonl").read_text().splitlines()].count("broken") == 1
+    assert [json.loads(line)["reason"] for line in (world.folder / "skipped.jsonl").read_text().splitlines()].count("broken") == 2
 
 
 def test_lists_of_three_kinds_say_the_same_and_may_not_lead_out_of_the_folder(folder: Path, tmp_path: Path) -> None:
@@ -130,9 +135,24 @@ def test_lists_of_three_kinds_say_the_same_and_may_not_lead_out_of_the_folder(fo
         (folder / name).unlink()
 
 
+def test_a_caption_that_is_null_or_no_text_costs_one_picture(folder: Path) -> None:
+    rows = [{"file_name": "01.png", "text": None}, {"file_name": "02.png", "text": ["kept", None]}, {"file_name": "04.png", "text": {"en": "a cat"}}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list_folder(folder)
+    assert [(picture.name, picture.captions) for picture in found.pictures] == [("02.png", ("kept",))]
+    assert found.skipped == [("01.png", "without a caption"), ("04.png", "with a caption that is no text")]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("metadata.jsonl", '{"file_name": "01.png"}'), ("metadata.jsonl", "{"), ("metadata.csv", "a,b\n1,2"), ("captions.json", "[]"), ("captions.json", "{}")],
+    [
+        ("metadata.jsonl", '{"file_name": "01.png"}'),
+        ("metadata.jsonl", "{"),
+        ("metadata.jsonl", "[" * 100_000),
+        ("metadata.csv", "a,b\n1,2"),
+        ("captions.json", "[]"),
+        ("captions.json", "{}"),
+    ],
 )
 def test_a_list_that_is_no_list_gets_one_line_that_names_it(folder: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / name).write_text(content)
@@ -157,6 +177,32 @@ def test_a_collection_is_read_once_split_by_name_and_holds_what_the_pictures_sho
     (folder / "01.txt").write_text("changed")
     with pytest.raises(ValueError, match="of other data"):
         build_collection(TINY, folder, tmp_path / "data")
+
+
+def _wait_and_read(barrier: Barrier, folder: Path, out: Path) -> None:
+    barrier.wait()
+    world = Run(TINY, out, torch.device("cpu"), data=folder).world
+    assert len(world) == 270 and world.held is not None
+    for captions, pictures in ((world.captions, world.pictures), (world.held["captions"], world.held["pictures"])):
+        for row, picture in zip(captions, pictures):
+            number = int(world.tokenizer.decode([token for token in row[0].tolist() if token > 1]))
+            assert (picture == np.asarray(scribble(number))[0, 0]).all()
+
+
+def test_two_stages_that_begin_side_by_side_read_the_same_pictures(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for i in range(300):
+        scribble(i).save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text(str(i))
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(2)
+    both = [spawn.Process(target=_wait_and_read, args=(barrier, tmp_path / "pictures", tmp_path / "run")) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert not [path for path in (tmp_path / "run" / "data").rglob("*") if path.suffix == ".tmp"]
 
 
 def test_too_few_or_mostly_broken_pictures_stop_before_anything_is_kept(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,9 +333,16 @@ def test_an_autoregressive_prior_of_another_clip_is_not_packed(folder: Path, tmp
             assert main(["pack", str(tmp_path / "run"), str(tmp_path / "packed")]) == 2 and not (tmp_path / "packed").exists()
     assert main(["pack", str(tmp_path / "run"), str(tmp_path / "packed")]) == main(["pack", str(tmp_path / "run"), str(tmp_path / "older")]) == 0
     assert not (tmp_path / "older" / "ar-prior").exists() and (tmp_path / "older" / "glide").exists()
-    assert "has not learned from the CLIP that was trained here" in capsys.readouterr().out and not (tmp_path / "packed" / "ar-prior").exists()
+    assert "ar-prior has not learned from the clip" in capsys.readouterr().out and not (tmp_path / "packed" / "ar-prior").exists()
     assert main(["train", "ar-prior", *options]) == 0 and main(["pack", str(tmp_path / "run"), str(tmp_path / "whole")]) == 0
     assert (tmp_path / "whole" / "ar-prior" / "card.md").exists()
+    assert main(["train", "clip", *options, "--resume", "never", "--learning_rate", "0.1"]) == 0  # and what has learned from the one before does not follow
+    assert main(["pack", str(tmp_path / "run"), str(tmp_path / "mixed")]) == 2 and not (tmp_path / "mixed").exists()
+    assert "prior has not learned from the clip" in capsys.readouterr().err
+    assert main(["train", "prior", *options]) == 2 and "trained further since" in capsys.readouterr().err
+    for stage in ("prior", "decoder", "ar-prior"):
+        assert main(["train", stage, *options, "--resume", "never"]) == 0
+    assert main(["pack", str(tmp_path / "run"), str(tmp_path / "mixed")]) == 0
 
 
 @pytest.mark.slow

@@ -45,6 +45,11 @@ def test_inversion_and_back_gives_the_picture_better_with_more_steps(model, pict
     assert errors[2] < errors[1] < errors[0] and errors[2] < 0.01
 
 
+def test_one_step_is_no_inversion(model, pictures):
+    with pytest.raises(ValueError, match="2 or more"):
+        reconstruct(model, pictures, 1)
+
+
 def test_variations_start_from_the_picture_and_spread_with_eta(model, pictures):
     still = variations(model, pictures, 2, eta=0.0, steps=20)
     assert still.shape == (2, 2, 3, 16, 16)

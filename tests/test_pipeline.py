@@ -42,6 +42,11 @@ def test_small_sizes_stop_early_and_others_are_refused(tiny_weights: Path) -> No
         model.generate(["a star"], size=17)
 
 
+def test_one_string_is_no_list_of_captions(tiny_weights: Path) -> None:
+    with pytest.raises(ValueError, match="got one string, 'a star': give a list"):
+        UnCLIP.from_pretrained(tiny_weights).generate("a star")
+
+
 def test_saved_in_half_precision_it_draws_nearly_the_same(tiny_weights: Path, tmp_path: Path) -> None:
     model = UnCLIP.from_pretrained(tiny_weights)
     model.save_pretrained(tmp_path / "copy")

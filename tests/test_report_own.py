@@ -28,13 +28,14 @@ class Oracle:
     device = torch.device("cpu")
 
     def __init__(self, world: World, learned: dict[str, np.ndarray]):
-        self.tokenizer = world.tokenizer
+        self.tokenizer = Tokenizer([(32, 33)])  # of other words than those that the run has read
+        self.words = world.tokenizer
         held = world.held or {}
         self.pictures = {self.text(row): picture for row, picture in zip([*world.captions[:, 0], *held["captions"][:, 0]], [*world.small, *held["small"]])}
         self.learned = learned
 
     def text(self, row: np.ndarray) -> str:
-        return self.tokenizer.decode([token for token in row.tolist() if token > 1])
+        return self.words.decode([token for token in row.tolist() if token > 1])
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         return F.normalize(images.flatten(1) @ MAP, dim=-1)

@@ -198,9 +198,12 @@ def parse(text: str) -> Description:
     count, unknown = None, []
     for part in parts:
         wanted: dict[str, str] = {}
-        many, words = 1, re.findall(r"[^\W_]+", part)
+        many, before, words = 1, len(things), re.findall(r"[^\W_]+", part)
         for word in words:
             kind = next((k for k, known in (("shape", _SHAPE), ("colour", _COLOUR), ("texture", _TEXTURE), ("size", _SIZE)) if word in known), None)
+            if kind in wanted or (word in COUNTS and "shape" in wanted):  # a next thing, without an "and"
+                things += [Wanted(**wanted)] * many
+                wanted, many = {}, 1
             if kind:
                 wanted[kind] = {"shape": _SHAPE, "colour": _COLOUR, "texture": _TEXTURE, "size": _SIZE}[kind][word]
             elif word in COUNTS:
@@ -209,7 +212,7 @@ def parse(text: str) -> Description:
                 unknown.append(word)
         if wanted or many > 1 or any(word in GENERIC for word in words):
             things += [Wanted(**wanted)] * many
-        if many > 1 and len(parts) == 1:
+        if many > 1 and len(parts) == 1 and len(things) == before + many:
             count = many
     things = things[:3]
     if len(things) != 2:

@@ -1,6 +1,6 @@
 """The caption checker: reads a picture back into a scene, so that whether a picture answers its caption is counted, not judged.
 
-The paper asks people (section 5.1) and notes where unCLIP fails: binding attributes to things (section 7, Fig. 14) and writing words
+The paper asks people (section 5.2) and notes where unCLIP fails: binding attributes to things (section 7, Fig. 14) and writing words
 (Fig. 16). Here a small network, trained on drawn scenes alone and never on a generated picture, finds the things and their attributes;
 `captions.compare` then holds them against the caption. The reader errs too: `reader_error` says how often, and no score means more than that.
 

@@ -147,7 +147,7 @@ def _entries(folder: Path) -> Iterator[Entry]:
         try:
             content = source.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # one bad caption does not spoil the others
             yield from {".jsonl": _json_lines, ".csv": _csv_rows, ".json": _coco}[source.suffix](content)
-        except (KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, csv.Error) as error:
             raise ValueError(f"{source} is not as expected ({type(error).__name__}: {error}): see the head of minunclip/data/files.py") from None
     else:
         for path in sorted(folder.rglob("*")):
@@ -165,7 +165,10 @@ def _sidecar(folder: Path, name: str) -> bytes:
 
 
 def _entry(name: Any, captions: list[Any], group: Any = None) -> Entry:
-    return Entry(str(name), [str(text) for text in captions], str(name if group is None else group))
+    captions = ["" if text is None else text for text in captions]  # none written, which is said of it later
+    if not all(isinstance(text, str) for text in captions):
+        return Entry(str(name), Unusable("with a caption that is no text"))
+    return Entry(str(name), captions, str(name if group is None else group))
 
 
 def _json_lines(content: str) -> list[Entry]:
@@ -242,7 +245,7 @@ def _shard_captions(tar: tarfile.TarFile, samples: dict[tuple[str, str], tarfile
         return read(samples[key, ".txt"])
     try:
         return [str(json.loads(read(samples[key, ".json"]))["caption"] or "")]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return []
 
 
@@ -268,7 +271,9 @@ def read_square(content: bytes, rng: np.random.Generator | None = None) -> Image
             upright: Image.Image = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError:
         raise Unusable(f"of more than {MOST_PIXELS / 1e6:.0f} million pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except Unusable:
+        raise
+    except Exception as error:  # readers of damaged pictures raise what they like
         raise Unusable("empty" if not content else "no picture" if isinstance(error, Image.UnidentifiedImageError) else "broken") from None
     if upright.mode.startswith("I"):  # 16 bits a pixel
         upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
