@@ -545,7 +545,7 @@ class OneLineParser(ArgumentParser):
 def _command(name: str) -> ArgumentParser:
     """The parser of one function: what stands in POSITIONAL is given by place, all else by --name, or in a YAML file by --config."""
     function = COMMANDS[name]
-    command = OneLineParser(description=(function.__doc__ or "").splitlines()[0])
+    command = OneLineParser(description=inspect.getdoc(function))
     command.add_argument("--config", action="config", help="a YAML file with options")
     places = POSITIONAL.get(name, ())
     for place in places:

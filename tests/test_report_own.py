@@ -92,7 +92,7 @@ def test_the_command_writes_figures_and_a_sheet_or_says_why_not(tmp_path: Path, 
 def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
     page = (ROOT / "README.md").read_text()
     rows = {
-        "": ("picture_to_caption", "prior", "fid", "fid_floor", "copied"),
+        "": ("picture_to_caption", "prior", "another", "fid", "fid_floor", "copied"),
         "-frozen": ("picture_to_caption", "prior", "another"),
     }
     for kind, names in rows.items():
