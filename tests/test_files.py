@@ -161,6 +161,14 @@ def test_a_list_that_is_no_list_gets_one_line_that_names_it(folder: Path, name: 
     assert name in error and len(error.splitlines()) == 1
 
 
+def test_captions_that_are_cut_are_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_collection(TINY, folder, tmp_path / "short")
+    assert "are cut" not in capsys.readouterr().out
+    (folder / "01.txt").write_text("word " * 200)
+    build_collection(TINY, folder, tmp_path / "long")
+    assert f"1 of 59 captions are longer than the {TINY.clip.context_length} tokens" in capsys.readouterr().out
+
+
 def test_a_collection_is_read_once_split_by_name_and_holds_what_the_pictures_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = build_collection(TINY, folder, tmp_path / "data")
     monkeypatch.chdir(folder.parent)

@@ -74,16 +74,19 @@ def build_collection(
     for name in () if stream else VIEWS:
         _save_rows(home / f"{name}.npy", raw[name], order[held:])
         (home / f".{name}.tmp").unlink()
-    most = max(len(picture.captions) for picture in used)
-    every = array_on_disk(home / ".captions.tmp", np.uint16, (len(used), most, preset.clip.context_length))
+    most, room = max(len(picture.captions) for picture in used), preset.clip.context_length
+    every = array_on_disk(home / ".captions.tmp", np.uint16, (len(used), most, room))
     for i, picture in enumerate(used):
-        every[i] = tokenizer([picture.captions[k % len(picture.captions)] for k in range(most)], preset.clip.context_length)[0].numpy()
+        every[i] = tokenizer([picture.captions[k % len(picture.captions)] for k in range(most)], room)[0].numpy()
     _save_rows(home / "held-captions.npy", every, order[:held])
     _save_rows(home / "captions.npy", every, order[held:])
     (home / ".captions.tmp").unlink()
     (home / "skipped.jsonl").write_text("".join(json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in listing.skipped))
     (home / "done").touch()
     print(f"{source}: {len(used) - held} pictures to learn from, {held} held out, {len(listing.skipped)} skipped ({listing.reasons()})", flush=True)
+    texts = [text for picture in used for text in picture.captions]
+    if cut := sum(tokenizer.length(text) > room for text in texts):
+        print(f"{source}: {cut} of {len(texts)} captions are longer than the {room} tokens that are read, and are cut", flush=True)
     return load_world(home)
 
 
