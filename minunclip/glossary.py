@@ -141,7 +141,7 @@ TERMS = (
     Term("latent scale", "", "`LatentScale`", "by how much unit-length embeddings are multiplied before noise is added: $\\sqrt d$", "05"),
     Term("noised embedding", "$z_i^{(t)}$", "`noised`", "a scaled image embedding with the noise of timestep t", "05"),
     Term("decoder", "$P(x \\mid z_i, y)$", "`Decoder`", "the diffusion model that draws a picture for an embedding and a caption", "06"),
-    Term("Muon", "", "`Muon`", "an optimiser that makes the update of each weight matrix nearly orthogonal; not of the paper, which uses Adam", "06"),
+    Term("Muon", "", "`Muon`", "an optimiser that makes the update of each weight matrix nearly orthogonal; not of the paper, which uses AdamW", "06"),
     Term("guidance", "$w$", "`guide`", "exaggerating the difference between the answer with the condition and the one without", "05"),
     Term("whitening", "", "`Whitener`", "bringing all directions of an embedding to the same loudness", "10"),
     Term("upsampler", "", "`Upsampler`", "a diffusion model that draws a picture of four times the side, told the small one", "07"),

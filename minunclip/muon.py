@@ -1,7 +1,7 @@
 """Muon: an optimiser for matrices, whose authors report fewer steps than with AdamW: on a small computer each step counts.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", scaled as in Liu et al. 2025 (arXiv 2502.16982), so that
-it shares AdamW's learning rate. Not of the paper, which uses Adam; torch.optim.Muon takes no convolution kernels.
+it shares AdamW's learning rate. Not of the paper, which uses AdamW; torch.optim.Muon takes no convolution kernels.
 """
 
 from collections.abc import Iterable
