@@ -56,8 +56,8 @@ def _identity(run: Path, stage: str) -> dict[str, Any]:
 def _is_stale(run: Path, stage: str) -> bool:
     """Whether a stage has learned from other weights than those that its run now has of the stage before it."""
     source, identity = LEARNS_FROM.get(stage), _identity(run, stage)
-    if source is None:
-        return False
+    if source is None or not (run / source / "model.safetensors").exists():
+        return source is not None
     now = file_hash(run / source / "model.safetensors")
     return identity.get("source", now) != now if identity else (run / source / "training.pt").exists()
 
