@@ -53,7 +53,7 @@ TERMS = (
     ),
     Term("floor", "", "`fid_floor`", "what a measure gives for two sets of true pictures: no system can be expected below it", "11"),
     Term("level", "", "`LEVELS`", "how much of a scene a caption says: terse, some, most, full", "01"),
-    Term("held-out combination", "", "`is_held_out`", "a texture, colour and shape that never stand together in training, and so test what was understood", "01"),
+    Term("held-out combination", "", "`is_held_out`", "a texture, colour and shape that never stand together in training, for tests", "01"),
     Term("preset", "", "`Preset`", "sizes of all models and how each is trained: tiny, course, cpu, long, gpu, paper", "13"),
     Term("crop", "", "`crop`", "the part of a picture that an upsampler learns from; in use it sees the whole", "07"),
     Term("diversity", "", "`diversity`", "one minus the mean cosine between the embeddings of two pictures of one caption: 0 if all are alike", "11"),
