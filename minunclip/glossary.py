@@ -15,6 +15,12 @@ class Term(NamedTuple):
 
 TERMS = (
     Term("caption", "$y$", "`captions`, `tokens`", "the sentence that goes with a picture", "01"),
+    Term("scene", "", "`Scene`", "what a picture of this world shows, as data: one to three things, a background, perhaps a word", "01"),
+    Term("token", "", "`tokens`", "a piece of a sequence: of a caption a whole number, in a network the vector that stands for it", "01"),
+    Term("embedding", "", "`z_i`, `z_t`", "a vector that stands for a picture or a sentence: near means alike", "02"),
+    Term("cosine", "", "`cosine`", "how alike two directions are: 1 the same, 0 at right angles; of vectors of length one their dot product", "02"),
+    Term("GLIDE", "", "`glide`", "a system that unCLIP is compared with: the decoder's network, told the caption alone", "11"),
+    Term("DALL-E", "", "`sample_dalle`", "a system that unCLIP is compared with: a picture as 64 codes, written one after the other", "11"),
     Term("byte-pair encoding", "", "`Tokenizer`", "words as pieces that occur often, learned from bytes upwards; reversible on any text", "01"),
     Term("image", "$x$", "`images`", "a picture, (B, 3, H, W), from -1 to 1", "03"),
     Term("noised image", "$x_t$", "`x_t`", "the picture with the noise of timestep t", "03"),

@@ -143,6 +143,14 @@ def test_count_gives_each_caption_the_same_seeds(tiny_weights: Path, tmp_path: P
     assert abs(several - one).max() <= 1
 
 
+@pytest.mark.parametrize("prompt", ["", "❤️ 🟥 ein rotes Herz", "赤い円の上に青い四角", "a red circle " * 60])
+def test_the_demo_takes_any_caption(tiny_weights: Path, tmp_path: Path, prompt: str) -> None:
+    assert main(["demo", prompt, "--weights", str(tiny_weights), "--out", str(tmp_path)]) == 0
+    name = slug(prompt)
+    assert files(tmp_path) == {f"{name}.png", f"{name}-stages.png"}
+    assert {read_facts(tmp_path / file)["prompt"] for file in files(tmp_path)} == {prompt}
+
+
 def test_the_demo_shows_every_stage(copy: Path, tmp_path: Path, capsys) -> None:
     shutil.rmtree(copy / "checker")
     command = ["demo", "Two $mall stars!", "--weights", str(copy), "--out", str(tmp_path / "out")]
@@ -179,6 +187,9 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys) -> None:
     command = ["train", "decoder", "--preset", "paper", "--out", str(tmp_path / "run"), "--recompute", "--dry-run"]
     assert main(command) == 0 and "3,563.17 M parameters, 430.0 MB of activations an example in fp32, 2048 at once" in capsys.readouterr().out
     assert "use --dry-run" in refused(command[:-1], capsys)
+    for steps, warmup in (("4000", 600), ("100", 10)):  # the preset's own steps are warmed up as the preset is
+        assert main(["train", "checker", "--preset", "cpu", "--steps", steps, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+        assert f"warmup={warmup}," in capsys.readouterr().out
     assert files(tmp_path) == set()
 
 
@@ -187,6 +198,11 @@ def test_training_by_command_and_ctrl_c(tmp_path: Path, monkeypatch: pytest.Monk
     out = ["train", "upsampler1", "--preset", "tiny", "--out", str(tmp_path / "run")]
     assert main([*out, "--config", str(tmp_path / "options.yaml")]) == 0
     assert json.loads((tmp_path / "run" / "upsampler1" / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
+    capsys.readouterr()
+    more = [*out[:-1], str(tmp_path / "more"), "--config", str(tmp_path / "options.yaml"), "--steps", "3"]  # what is said last counts
+    assert main(more) == 0
+    assert json.loads((tmp_path / "more" / "upsampler1" / "log.jsonl").read_text().splitlines()[-1])["step"] == 3
+    assert "batch_size=4" in (main([*more, "--dry-run"]), capsys.readouterr().out)[1]
     capsys.readouterr()
     assert "other settings" in [line for line in (main(out), capsys.readouterr().err)[1].splitlines() if line.startswith("minunclip")][0]
 
@@ -239,6 +255,18 @@ def test_packing_takes_few_bits_a_weight_and_writes_cards(tiny_run: Path, tiny_w
         assert f"minunclip train {stage} --preset tiny --seed 0 --steps 12" in card and "| seconds |" in card and "| commit |" in card
         assert ("| validation loss |" in card or "| shape error |" in card) and "![loss" in card and (tiny_weights / stage / "loss.png").exists()
     assert UnCLIP.from_pretrained(tiny_weights).models.keys() == set(STAGES + BASELINES)
+
+
+def test_a_card_goes_with_the_model_that_it_describes(tiny_run: Path, tiny_weights: Path, copy: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("weights", "*.npy", *BASELINES)))
+    for stage in ("upsampler1", "upsampler2"):  # as from weights to start from, not trained in this run
+        for name in ("training.pt", "log.jsonl", "loss.png"):
+            (run / stage / name).unlink()
+    (run / "upsampler2" / "card.md").write_text("of whoever trained it")
+    assert main(["pack", str(run), str(copy)]) == 0
+    assert (copy / "upsampler2" / "card.md").read_text() == "of whoever trained it" and not (copy / "upsampler2" / "loss.png").exists()
+    assert not (copy / "upsampler1" / "card.md").exists() and not (copy / "upsampler1" / "loss.png").exists()
+    assert "minunclip train clip" in (copy / "clip" / "card.md").read_text() and (copy / "glide" / "card.md").exists()  # that one is not in the run
 
 
 @pytest.mark.parametrize("lost", ["clip", "upsampler2", "data"])
@@ -299,15 +327,17 @@ def test_a_reader_who_leaves_is_no_error(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.count("\n") == 1 and done.stderr == ""
 
 
-def readme_commands() -> list[str]:
-    """Every line of README.md and notebooks/README.md that starts the program, without its comment."""
-    pages = [(Path(__file__).parents[1] / name).read_text() for name in ("README.md", "notebooks/README.md")]
+def written_commands() -> list[str]:
+    """Every line of README.md, notebooks/README.md and docs that starts the program, and the command of every card."""
+    root = Path(__file__).parents[1]
+    pages = [path.read_text() for path in (root / "README.md", root / "notebooks" / "README.md", *sorted(root.glob("docs/*.md")))]
+    cards = [line for card in sorted(root.glob("data/weights/*/card.md")) for line in re.findall("`(minunclip train .*)`", card.read_text())]
     blocks = [line for page in pages for block in re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
-    return [line for line in blocks if re.match(r"(\.venv/bin/|torchrun .* -m )?minunclip", line)]
+    return [line for line in blocks if re.match(r"(\.venv/bin/|torchrun .* -m )?minunclip", line)] + cards
 
 
-@pytest.mark.parametrize("line", readme_commands())
-def test_the_program_understands_every_command_of_the_readme(line: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+@pytest.mark.parametrize("line", written_commands())
+def test_the_program_understands_every_command_of_pages_and_cards(line: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     arguments = shlex.split(re.split("minunclip(?:\\.cli)? ", line, maxsplit=1)[1], comments=True)
     called = []
     monkeypatch.setattr(cli, "local_folder", lambda name: name)  # folders that earlier lines would have made

@@ -15,6 +15,7 @@ from minunclip.cli import main
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import World, to_tensor
 from minunclip.report_own import TITLES, evaluate_own
+from minunclip.safety import read_facts
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,11 +87,12 @@ def test_the_command_writes_figures_and_a_sheet_or_says_why_not(tmp_path: Path, 
     assert main(["data", "evaluate", str(run), "--json", str(tmp_path / "f.json"), "--samples", str(tmp_path / "s.png")]) == 0
     kept = json.loads((tmp_path / "f.json").read_text())
     assert kept["figures"].keys() == {"learned", "held out"} and 0 <= kept["figures"]["learned"]["copied"] <= 1
+    assert read_facts(tmp_path / "s.png")["weights"] == kept["weights"]
     assert Image.open(tmp_path / "s.png").width > 500 and TITLES["fid_floor"] in capsys.readouterr().out
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
-    page = (ROOT / "README.md").read_text()
+def test_the_tables_of_the_page_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "own-pictures.md").read_text()
     rows = {
         "": ("picture_to_caption", "prior", "another", "fid", "fid_floor", "copied"),
         "-frozen": ("picture_to_caption", "prior", "another"),
