@@ -25,7 +25,7 @@ POINTERS = re.compile(
 FACTS = {  # what no cell can show, and where it is from
     650: "million pairs for CLIP, App. C",
     32_768: "CLIP's batch, Radford et al. 2021",
-    49_408: "CLIP's vocabulary, Radford et al. 2021",
+    49_408: "vocabulary of the published CLIP (Radford et al. 2021)",
     319: "components of z_i that the paper keeps, section 2.2",
     17.2: "the paper's latent scale, App. C",
     3.5: "billion parameters of the paper's decoder, Tab. 3",
