@@ -20,7 +20,7 @@ test: .venv/ready
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -q -n auto --dist loadscope --nbval-lax --nbval-cell-timeout=1500 tests notebooks
 
 test-interop: .venv/ready
-	$(BIN)/pip install -q "transformers>=5" "diffusers>=0.35" onnx onnxruntime
+	$(BIN)/pip install -q "transformers>=5" "diffusers>=0.38" onnx onnxruntime
 	$(BIN)/pip install -q --no-deps open_clip_torch  # for CLIP's vocabulary alone
 	$(BIN)/pytest -q tests/test_interop.py tests/test_karlo.py tests/test_export.py
 

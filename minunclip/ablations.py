@@ -63,7 +63,7 @@ class Judge:
         self.model, self.count, self.seeds = model, count, seeds_apart(count, seed)
         pairs = held_out_captions(count, HELD_OUT_SEED + seed)
         self.texts, side = [text for _, text in pairs], model.models["clip"].config.image_size
-        self.z_i = model.embed(to_tensor(render([scene for scene, _ in pairs], side)))
+        self.z_i, self.seen_small = (model.embed(to_tensor(render([scene for scene, _ in pairs], size))) for size in (side, model.sizes[0]))
         self.text = model.read(self.texts)
 
     def prior(self, stage: str, network: nn.Module) -> dict[str, float]:
@@ -80,7 +80,7 @@ class Judge:
         trial = UnCLIP({**self.model.models, "decoder": network.eval()}, self.model.tokenizer)
         images = trial.decode(self.z_i, None if network.config.caption_drop == 1 else self.text, self.seeds[1])
         right = self._right(images)
-        return {name: right[name] for name in ("shape", "colour", "all_right")} | {"FID": frechet_distance(self.z_i, trial.embed(images))}
+        return {name: right[name] for name in ("shape", "colour", "all_right")} | {"FID": frechet_distance(self.seen_small, trial.embed(images))}
 
     def _right(self, images: torch.Tensor) -> dict[str, float]:
         scenes = self.model.models["checker"].read(images)
@@ -94,7 +94,7 @@ def _seconds_a_step(run: Run, stage: str, name: str) -> float:
     return (seconds[30] - seconds[10]) / 20
 
 
-def race(model: UnCLIP, folder: Path, count: int = 100, stops: Sequence[int] = (100, 200, 400, 800), scenes: int = SCENES, seed: int = 11) -> Table:
+def race(model: UnCLIP, folder: Path, count: int = 200, stops: Sequence[int] = (100, 200, 400, 800), scenes: int = SCENES, seed: int = 11) -> Table:
     """Section 5.1: both priors, of the same width and depth, on the same captions, after the same seconds of training: those that the diffusion
     prior needs for `stops` steps. Learning rates fall to nothing at the last stop alone.
     """
@@ -132,7 +132,7 @@ def _objective(config: DiffusionPriorConfig, objective: str) -> DiffusionPriorCo
     return replace(config, diffusion=replace(config.diffusion, objective=objective))  # type: ignore[arg-type]
 
 
-def prior_choices(model: UnCLIP, folder: Path, count: int = 100, steps: int = 400, scenes: int = SCENES, seed: int = 12) -> Table:
+def prior_choices(model: UnCLIP, folder: Path, count: int = 200, steps: int = 400, scenes: int = SCENES, seed: int = 12) -> Table:
     """What each choice of the diffusion prior is worth, at a third of its training steps and half of its batch."""
     judge, table, run = Judge(model, count, seed), {}, _with_steps(short_run(model, folder, seed, scenes), "prior", steps=steps, batch_size=128)
     cases: dict[str, tuple[Run, Callable[[nn.Module], None] | None]] = {
@@ -178,7 +178,7 @@ def _decoders(
 
 
 def decoder_objectives(
-    model: UnCLIP, folder: Path, count: int = 100, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
+    model: UnCLIP, folder: Path, count: int = 200, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
 ) -> Table:
     """What the decoder is asked for: x_0 as it is, or, as in the paper, the noise with a learned variance, or v."""
     changes: dict[str, dict[str, Any]] = {
@@ -189,7 +189,7 @@ def decoder_objectives(
 
 
 def decoder_choices(
-    model: UnCLIP, folder: Path, count: int = 100, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
+    model: UnCLIP, folder: Path, count: int = 200, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
 ) -> Table:
     """What each other choice of the decoder is worth."""
     changes: dict[str, dict[str, Any]] = {

@@ -42,7 +42,7 @@ from minunclip.loading import MODELS, read_json
 from minunclip.models.clip import CLIP
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP, hashes, weights_id
-from minunclip.plots import curve_figure, picture_grid, stages_figure, table_figure
+from minunclip.plots import curve_figure, picture_grid, save_figure, stages_figure, table_figure
 from minunclip.runs import Run, adopt_clip, on_clip, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
 from minunclip.stages import WHOLE
@@ -130,8 +130,8 @@ def train(
         settings = run.preset.training[name]
         settings = replace(settings, accumulation=max(1, settings.accumulation // ranks()))  # what one would do in parts, several share out
         settings = replace(settings, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-        if steps is not None:  # a short training would be over before it is warm
-            settings = replace(settings, warmup=min(settings.warmup, steps // 10))
+        if settings.steps < run.preset.training[name].steps:  # a short training would be over before it is warm
+            settings = replace(settings, warmup=min(settings.warmup, settings.steps // 10))
         if min(settings.steps, settings.batch_size, settings.accumulation) < 1 or settings.learning_rate <= 0:
             raise ValueError("steps, batch_size and accumulation must be at least 1, and learning_rate above 0")
         if dry_run:
@@ -188,6 +188,12 @@ def require_file(option: str, path: str | None) -> None:
         raise ValueError(f"{path} is a folder: give --{option} the name of a file")
 
 
+def put_picture(path: Path, picture: np.ndarray, facts: dict[str, object]) -> None:
+    """Saves a picture with what it is, and says where."""
+    save_picture(path, picture, facts)
+    print(path)
+
+
 def require_picture_name(out: str) -> None:
     """ValueError unless a PNG can be written under that name."""
     require_folder("out", out)
@@ -233,9 +239,9 @@ def sample(
     facts |= {"sampler": sampler_of(model), "weights": weights_id(Path(weights))}
     for i, (text, number, picture) in enumerate(zip(texts, seeds, pictures)):
         name = path if len(texts) == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
-        save_picture(name, picture, {"prompt": text, "seed": number, **facts})
+        put_picture(name, picture, {"prompt": text, "seed": number, **facts})
     if len(texts) > 1:
-        save_picture(path, tile(pictures, min(8, len(pictures))), {"prompt": "\n".join(captions), "seed": seed, **facts})
+        put_picture(path, tile(pictures, min(8, len(pictures))), {"prompt": "\n".join(captions), "seed": seed, **facts})
 
 
 def slug(text: str) -> str:
@@ -270,7 +276,7 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"prompt": prompt, "seed": seed, "prior": prior, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE}
     facts |= {"sampler": sampler_of(model), "weights": weights_id(Path(weights))}
-    save_picture(folder / f"{slug(prompt)}.png", last, facts)
+    put_picture(folder / f"{slug(prompt)}.png", last, facts)
     strip = folder / f"{slug(prompt)}-stages.png"
     stages_figure(strip, prompt, drawn.candidates[0].tolist(), frames, pictures, facts)
     print(strip)
@@ -327,7 +333,8 @@ def evaluate(
     if samples is not None:
         shown = (texts or [text for _, text in held_out_captions(count)])[:SAMPLES]
         grid = picture_grid(first, [f"{seed + i}: {text}" for i, text in enumerate(shown)])
-        write_atomically(Path(samples), lambda path: grid.savefig(path, format="png", dpi=90))
+        facts = {"prompt": "\n".join(shown), "seed": seed, "prior": prior, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE}
+        save_figure(Path(samples), grid, facts | {"sampler": sampler_of(model), "weights": weights_id(Path(weights))}, dpi=90)
     print(report.as_text(figures))
 
 
@@ -441,7 +448,7 @@ def preview(out: str = "preview.png", seed: int = 0, count: int = 32, held_out: 
         raise ValueError(f"count is {count}: draw at least 1 scene")
     require_picture_name(out)
     scenes, rng = sample_scenes(count, seed, held_out), np.random.default_rng(seed)
-    save_picture(Path(out), tile(render(scenes, 128)), {"seed": seed})
+    put_picture(Path(out), tile(render(scenes, 128)), {"seed": seed})
     for i, scene in enumerate(scenes):
         print(caption(scene, LEVELS[i % len(LEVELS)], rng))
 
@@ -464,7 +471,7 @@ def check(folder: str, out: str | None = None) -> None:
         print(f"a training would stop: {problem}")
     if out is not None and found.pictures:
         shown = found.pictures[:: max(1, len(found.pictures) // 32)][:32]
-        save_picture(Path(out), tile(np.stack([np.asarray(read_square(picture.content()).resize((128, 128))) for picture in shown])), {"folder": folder})
+        put_picture(Path(out), tile(np.stack([np.asarray(read_square(picture.content()).resize((128, 128))) for picture in shown])), {"folder": folder})
 
 
 def evaluate_own(
@@ -492,12 +499,11 @@ def evaluate_own(
     model = UnCLIP.from_pretrained(packed, pick_device(device))
     world = load_world(worlds[0].parent)
     figures, shown, titles = report_own.evaluate_own(model, world, count, seed, guidance, lambda line: print(line, file=sys.stderr, flush=True))
+    facts = {"weights": weights_id(packed), "count": count, "seed": seed, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE}
     if json is not None:
-        facts = {"weights": weights_id(packed), "count": count, "seed": seed, "guidance": guidance, "prior_guidance": PRIOR_GUIDANCE}
         write_atomically(Path(json), lambda path: path.write_text(dumps({**facts, "figures": figures}, indent=1)))
     if samples is not None:
-        grid = picture_grid(shown, titles)
-        write_atomically(Path(samples), lambda path: grid.savefig(path, format="png", dpi=80))
+        save_figure(Path(samples), picture_grid(shown, titles), {**facts, "sampler": sampler_of(model)}, dpi=80)
     print(report_own.as_markdown(figures))
 
 

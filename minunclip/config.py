@@ -43,7 +43,7 @@ class DiffusionConfig:
 
     schedule: Literal["cosine", "linear"]
     objective: Objective  # what the network predicts; the paper: epsilon for images, x0 for the prior
-    learned_variance: bool  # the paper: True for images; the extra channels then interpolate the log-variance
+    learned_variance: bool  # extra channels that interpolate the log-variance; the paper: True for the decoder, of its upsamplers it does not say
     sampler: Literal["ancestral", "ddim", "dpm"]
     sampling_steps: int
     steps: int = 1000
@@ -85,7 +85,7 @@ class UNetConfig:
     width: int
     multipliers: tuple[int, ...]
     blocks: int  # residual blocks a level; the paper's "depth"
-    attention_at: tuple[int, ...]  # grid sizes that have attention; the paper: 32, 16, 8 (decoder), none (upsamplers)
+    attention_at: tuple[int, ...]  # grid sizes that have attention (the middle too, if any has); the paper: 32, 16, 8 (decoder), none (upsamplers)
     head_channels: int
     patch_size: int = 1  # pixels a side folded into channels; the paper: 1. On a CPU a wide net on a coarse grid learns faster
     fine: int = 0  # channels of the convolutions on single pixels behind the net, which fit the patches together; 0: none, as in the paper
@@ -192,7 +192,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """How much of the captioned world is rendered for training, and how it is kept."""
+    """How many scenes of the captioned world are drawn for training, for the upsamplers, and for validation."""
 
     training_scenes: int
     upsampler_scenes: int
@@ -472,7 +472,7 @@ PAPER = Preset(  # Tab. 3 and App. C; vocabulary and text context of CLIP's own 
     ),
     checker=CheckerConfig(width=32),
     dalle=DALLEConfig(DiscreteVAEConfig(image_size=256, codes=8192, grid=32, width=256), 16_384, 256, TransformerConfig(3968, 64, 62)),
-    training={  # Tab. 3; CLIP from App. C
+    training={  # Tab. 3; CLIP's rate from App. C, its batch from Radford et al. 2021 (section 2.5), its steps those of one pass over 650 million pairs
         "clip": TrainingConfig(steps=20_000, batch_size=32_768, learning_rate=3e-4),
         "prior": TrainingConfig(600_000, 4096, 1.1e-4, weight_decay=6e-2, beta2=0.96, epsilon=1e-6, ema_decay=0.9999),
         "ar-prior": TrainingConfig(1_000_000, 4096, 1.6e-4, weight_decay=4e-2, beta2=0.91, epsilon=1e-10, ema_decay=0.999),

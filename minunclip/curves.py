@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 EXPECTED = Path(__file__).resolve().parents[1] / "data" / "expected"
 FIGURES = ("loss", "validation_loss", "untold_loss", "cosine", "retrieval", "scale", "gradient_norm")  # of a log's lines, those that say how it goes
+POSSIBLE = {"cosine": (-1.0, 1.0), "retrieval": (0.0, 1.0), "worth": (-np.inf, np.inf)}  # where a band can lie; the others' are never below 0
 UNSEEN = {  # faults after which every curve ends as expected
     "decoder": "a missing latent scale, or a condition that was never dropped",
     "prior": "a caption that was never dropped",
@@ -34,7 +35,9 @@ def with_worth(log: Log) -> Log:
 
 
 def band(logs: Sequence[Log]) -> Curves:
-    """How low and how high each figure may be at each step, from logs of the same settings and different seeds: three deviations and 2 % either way."""
+    """How low and how high each figure may be at each step, from logs of the same settings and different seeds: three deviations and 2 % either way,
+    as far as there are such values.
+    """
     logs = [with_worth(log) for log in logs]
     curves: Curves = {}
     for figure in (*FIGURES, "worth"):
@@ -44,7 +47,8 @@ def band(logs: Sequence[Log]) -> Curves:
             middle, variance = values.mean(axis=0), values.var(axis=0, ddof=1)
             near = np.array([variance[max(0, i - 2) : i + 3].mean() for i in range(len(steps))])  # of so few seeds a deviation is itself uncertain
             margin = 3 * np.sqrt(near) + 0.02 * np.abs(middle)
-            curves[figure] = {"step": steps} | {name: [float(f"{x:.4g}") for x in edge] for name, edge in (("low", middle - margin), ("high", middle + margin))}
+            edges = (np.clip(edge, *POSSIBLE.get(figure, (0.0, np.inf))) for edge in (middle - margin, middle + margin))
+            curves[figure] = {"step": steps} | {name: [float(f"{x:.4g}") for x in edge] for name, edge in zip(("low", "high"), edges)}
     return curves
 
 
@@ -156,7 +160,9 @@ def compare_run(log: Log | Path | str, stage: str | None = None) -> None:
     if stage is None:
         raise ValueError("lines of a log do not say of which stage they are: give stage=, such as stage='prior'")
     fault, words = diagnose(log, stage)
-    show(curves_figure(log, stage), alt=f"Curves of a training of {stage} in the expected bands: {fault}.")
+    run = Compared(log, expected(stage)["curves"])
+    ends = (f"{figure.replace('_', ' ')} {run.ends(figure)}" for figure in run.curves if run.ends(figure) != "unknown")
+    show(curves_figure(log, stage), alt=f"Curves of a training of {stage} in grey bands: {fault}. At the end: {', '.join(ends)}.")
     print(f"{stage}: {fault}; {words}.")
     if fault == "as expected" and stage in UNSEEN:
         print(f"No curve shows {UNSEEN[stage]}: draw pictures, with guidance and without.")

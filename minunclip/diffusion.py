@@ -19,7 +19,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from minunclip.config import Objective
+from minunclip.config import DiffusionConfig, Objective
 
 SamplerName = Literal["ancestral", "ddim", "dpm"]
 Network = Callable[[Tensor, Tensor], Tensor]  # (x_t, timestep) -> raw output; twice the channels if the variance is learned
@@ -83,6 +83,11 @@ def make_schedule(name: Literal["cosine", "linear"], steps: int = 1000) -> Sched
             raise ValueError(f"a linear schedule of {steps} steps reaches beta >= 1: use more than 20 steps, or the cosine schedule")
         return schedule_from_betas(torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64))
     raise ValueError(f"unknown schedule {name!r}: use 'cosine' or 'linear'")
+
+
+def schedule_of(process: DiffusionConfig) -> Schedule:
+    """The schedule that a config names."""
+    return make_schedule(process.schedule, process.steps)
 
 
 def schedule_from_betas(betas: Tensor) -> Schedule:
@@ -307,7 +312,7 @@ def sample_ancestral(
     """DDPM (Ho et al. 2020): at each step draw x_{t-1} from the posterior. The variance is the learned one, else the posterior's.
 
     With `errors` (those of `x_0_errors`, as many as steps) it is Analytic-DPM (Bao et al. 2022, eq. 7): the posterior is that of one x_0, and as
-    the network is not sure of x_0, its error is added, as far as x_0 counts in the mean. Fewer steps need it more.
+    the network is not sure of x_0, its error is added, as far as x_0 counts in the mean. Fewer steps need it more. A learned variance is then not used.
     """
     if errors is not None and len(errors) != steps:
         raise ValueError(f"{len(errors)} errors for {steps} steps: measure them with x_0_errors at as many steps")

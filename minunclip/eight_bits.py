@@ -1,4 +1,4 @@
-"""Weights in eight bits: a whole number a weight and one scale a row. Half of what float16 takes, and as good on the pictures (README.md)."""
+"""Weights in eight bits: a whole number a weight and one scale a row. Half of what float16 takes, and nearly as good on the pictures (README.md)."""
 
 from collections.abc import Collection
 

@@ -35,7 +35,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Between two sets of features (N, d) and (M, d): the KID of Binkowski et al. 2018, the squared maximum mean discrepancy, on features of your choice.
+    """Between two sets of features (N, d) and (M, d): the KID of Bińkowski et al. 2018, the squared maximum mean discrepancy, on features of your choice.
 
     Of two sets that are alike it is zero on average, however few the pictures are (so it may be below zero), which the Fréchet distance is not.
     """

@@ -1,7 +1,7 @@
 """The paper's experiments on trained weights, each a function that returns its table.
 
 Paper: section 3 (inversion, variations, text diffs), section 4 (typographic attack, principal components), section 5 (the importance of the
-prior, Fig. 8; the comparison with GLIDE and DALL-E, Tab. 2; diversity against fidelity, Figs 9 to 11; quality, Fig. 12).
+prior, Fig. 8; the comparison with GLIDE and DALL-E, Tab. 2; diversity against fidelity, Figs 9 to 11; quality, Fig. 13).
 Where people judged in the paper, the caption checker counts here; its own error stands in the report of `minunclip evaluate`.
 """
 
@@ -25,7 +25,7 @@ from minunclip.data.render import render
 from minunclip.data.scenes import COLOURS, SHAPES, TEXTURES, Scene, edit, sample_scenes
 from minunclip.data.unsaid import another, unsaid
 from minunclip.data.world import HELD_OUT_SEED, to_tensor
-from minunclip.diffusion import SamplerName, make_schedule
+from minunclip.diffusion import SamplerName, schedule_of
 from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out_captions, precision_recall
 from minunclip.manipulations import interpolate, text_diff, variations
 from minunclip.models.autoregressive_prior import fit_pca
@@ -239,7 +239,7 @@ def _answers(model: UnCLIP, count: int, seed: int, cases: dict[str, dict[str, An
     """The prior's z_i with the options of each case: beside the true ones, beside a second draw for the same caption, and as the decoder's pictures."""
     pairs, prior = held_out_captions(count, HELD_OUT_SEED + seed), model.models["prior"]
     texts = [text for _, text in pairs]
-    text, schedule = model.read(texts), make_schedule(prior.config.diffusion.schedule, prior.config.diffusion.steps)
+    text, schedule = model.read(texts), schedule_of(prior.config.diffusion)
     truth = model.embed(to_tensor(render([scene for scene, _ in pairs], model.models["clip"].config.image_size)))
     first, decoder_seeds = seeds_apart(count, seed)
     table = {}
@@ -275,7 +275,7 @@ def systems(model: UnCLIP) -> dict[str, Draw]:
 
     def glide(texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Tensor:
         network, text = model.models["glide"], model.read(texts)
-        schedule = make_schedule(network.config.diffusion.schedule, network.config.diffusion.steps)
+        schedule = schedule_of(network.config.diffusion)
         return sample_decoder(network, schedule, None, text.tokens, text.mask, seeds, guidance=guidance)
 
     def dalle(texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Tensor:
@@ -369,7 +369,7 @@ def samplers(model: UnCLIP, count: int = 100, steps: Sequence[int] = (4, 8, 16, 
     prior_seeds, decoder_seeds = seeds_apart(count, seed)
     other = held_out_captions(200, HELD_OUT_SEED + seed + 2)
     other_z_i, other_text = model.embed(to_tensor(render([scene for scene, _ in other], side))), model.read([words for _, words in other])
-    schedule = make_schedule(prior.config.diffusion.schedule, prior.config.diffusion.steps)
+    schedule = schedule_of(prior.config.diffusion)
     table = {}
     for name in ("ancestral", "analytic", "ddim", "dpm"):
         for n in steps:

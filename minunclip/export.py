@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minunclip.config import DiffusionConfig
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.diffusion import Prediction, SeededNoise, make_schedule, sample, to_x_0
+from minunclip.diffusion import Prediction, SeededNoise, sample, schedule_of, to_x_0
 from minunclip.models.clip import CLIP
 from minunclip.models.diffusion_prior import LATENT_CLIP, LatentScale
 from minunclip.models.upsampler import Upsampler, degrade_blur, resize
@@ -96,7 +96,7 @@ def sampling_table(process: DiffusionConfig) -> list[dict[str, float]]:
     """
     if process.sampler == "ancestral":
         raise ValueError('the sampler "ancestral" draws noise at every step, and cannot be exported: set it to "ddim" or "dpm" in the model\'s config.json')
-    schedule = make_schedule(process.schedule, process.steps)
+    schedule = schedule_of(process)
     apart = torch.eye(process.sampling_steps + 1, dtype=torch.float64)
     states: list[Tensor] = []
     rows: list[dict[str, float]] = []
@@ -175,7 +175,7 @@ def export_onnx(model: UnCLIP, folder: Path) -> dict[str, float]:
     by more than TOLERANCE, a sampler draws noise, the embeddings are Karlo's, or a model or an extra is missing.
     """
     if not (find_spec("onnx") and find_spec("onnxruntime")):
-        raise ValueError("ONNX files need an extra: pip install 'minunclip[onnx]'")
+        raise ValueError("ONNX files need an extra: pip install -e '.[onnx]'")
     lacking = [stage for stage in FILES if stage not in model.models]
     if lacking:
         raise ValueError(f"the weights have no {lacking[0]}, without which the chain cannot be exported: train it, or add it to the folder")

@@ -10,7 +10,7 @@ FILES = ("*.json", "*.safetensors", "*.md", "*.png")  # what is up- and download
 
 def _hub(name: str) -> Any:
     if find_spec("huggingface_hub") is None:
-        raise ValueError(f"{name} is no folder; to look for it on the Hub: pip install 'minunclip[hub]'")
+        raise ValueError(f"{name} is no folder; to look for it on the Hub: pip install -e '.[hub]'")
     import huggingface_hub
 
     return huggingface_hub

@@ -59,8 +59,13 @@ def text_diff(model: UnCLIP, images: Tensor, before: list[str], after: list[str]
     """Pictures (B, 3, S, S), described by `before`, turned towards `after` (section 3.3): (B, shares, 3, S, S).
 
     z_i is rotated towards the difference of the two captions' embeddings, from the same x_T. The paper goes up to a share of 0.25 to 0.5.
+    ValueError where the two captions of a picture are one to CLIP, so that there is nothing to turn towards.
     """
+    difference = model.read(after).z_t - model.read(before).z_t
+    for text, length in zip(before, difference.norm(dim=1).tolist()):
+        if length < 1e-3:
+            raise ValueError(f"{text!r} is to become the same caption: change a word that CLIP reads")
     z_i, x_T = model.invert(images, steps)
     # z_d = norm(z_t - z_t0);  z_theta = slerp(z_i, z_d, theta)
-    z_d = F.normalize(model.read(after).z_t - model.read(before).z_t, dim=1)
+    z_d = F.normalize(difference, dim=1)
     return torch.stack([model.redraw(slerp(z_i, z_d, share), x_T, range(len(z_i)), steps) for share in shares], dim=1)

@@ -58,7 +58,10 @@ class Muon(torch.optim.Optimizer):
                     alike.setdefault(parameter.shape if parameter.is_cuda else parameter, []).append(parameter)
             for parameters in alike.values():
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                averages = [self.state[parameter].setdefault("average", torch.zeros_like(parameter)) for parameter in parameters]
+                for parameter in parameters:
+                    if "average" not in self.state[parameter]:
+                        self.state[parameter]["average"] = torch.zeros_like(parameter)
+                averages = [self.state[parameter]["average"] for parameter in parameters]
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
                 matrices = [together(matrix).flatten(1) for matrix in ahead]

@@ -28,7 +28,7 @@ WHAT = {
     "upsampler1": "The first upsampler, four times the side.",
     "upsampler2": "The second upsampler, four times the side.",
     "glide": "GLIDE, which unCLIP is compared with: the decoder's network, from a caption alone to a small picture.",
-    "dalle-vae": "The discrete VAE of DALL-E, which unCLIP is compared with: a small picture as 64 codes, and back.",
+    "dalle-vae": "The discrete VAE of DALL-E, which unCLIP is compared with: a small picture as a grid of codes, and back.",
     "dalle": "The transformer of DALL-E, which unCLIP is compared with: from a caption to a picture's codes.",
     "checker": "The checker: reads a picture back into a scene. No part of unCLIP; it never saw a generated picture.",
 }
@@ -142,7 +142,10 @@ def pack(run: Path, weights: Path) -> None:
             else:
                 save_model(new / stage, model, config_to_json(model.config), torch.int8 if stage in EIGHT_BITS else torch.float16)
         tokenizer.save(new / "tokenizer.json")
-        for stage, card in cards.items():
-            write_atomically(new / stage / "card.md", partial(Path.write_text, data=card, encoding="utf-8"))
-            if (run / stage / "loss.png").exists():
-                shutil.copyfile(run / stage / "loss.png", new / stage / "loss.png")
+        for stage in models:  # what described the model that stood there goes with it
+            for name in ("card.md", "loss.png"):
+                (new / stage / name).unlink(missing_ok=True)
+                if (run / stage / name).exists():
+                    shutil.copyfile(run / stage / name, new / stage / name)
+            if stage in cards:
+                write_atomically(new / stage / "card.md", partial(Path.write_text, data=cards[stage], encoding="utf-8"))

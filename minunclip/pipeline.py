@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minunclip.config import BASELINES, STAGES, DiffusionConfig
+from minunclip.config import BASELINES, STAGES
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import to_uint8, trim
-from minunclip.diffusion import Denoiser, OnStep, SamplerName, Schedule, SeededNoise, invert_ddim, make_schedule, revert_ddim, sample_ddim
+from minunclip.diffusion import Denoiser, OnStep, SamplerName, Schedule, SeededNoise, invert_ddim, revert_ddim, sample_ddim, schedule_of
 from minunclip.hub import local_folder, push
 from minunclip.loading import config_to_json, file_hash, load_model
 from minunclip.models.autoregressive_prior import sample_autoregressive
@@ -48,13 +48,9 @@ class Text(NamedTuple):
 
 class Generated(NamedTuple):
     pictures: dict[int, np.ndarray]  # by side: uint8 (B, side, side, 3)
-    candidates: Tensor  # the prior's z_i . z_t, (B, 2); (B, 1) for the autoregressive prior
+    candidates: Tensor  # the prior's z_i . z_t, (B, candidates), two as a rule; (B, 1) for the autoregressive prior
     image_embeddings: Tensor  # z_i, unit-norm (B, d)
     seconds: dict[str, float]  # by stage
-
-
-def _schedule(process: DiffusionConfig) -> Schedule:
-    return make_schedule(process.schedule, process.steps)
 
 
 def _drawing(method: Method) -> Method:
@@ -140,7 +136,7 @@ class UnCLIP:
 
     def seeds_for(self, seed: int | Sequence[int], count: int) -> list[int]:
         """A seed for each of `count` captions; ValueError where there are too few or too many, or one is out of range."""
-        seeds = [seed] * count if isinstance(seed, int) else list(seed)
+        seeds = [int(seed)] * count if isinstance(seed, int | np.integer) else list(seed)
         if len(seeds) != count:
             raise ValueError(f"{len(seeds)} seeds for {count} captions: give one for all, or one seed a caption")
         for number in seeds:
@@ -161,12 +157,12 @@ class UnCLIP:
 
     @_drawing
     def draw_embeddings(self, text: Text, prior: PriorName, seeds: Sequence[int], guidance: float = PRIOR_GUIDANCE) -> tuple[Tensor, Tensor]:
-        """z_i (B, d), unit-norm, from one of the priors, and the z_i . z_t of its candidates, (B, 2), or (B, 1) for the autoregressive one."""
+        """z_i (B, d) from one of the priors, and the z_i . z_t of its candidates, as in `Generated`. Unit-norm, unless the prior is of a CLIP that is not."""
         if prior not in get_args(PriorName):
             raise ValueError(f"prior {prior!r} is not one of {', '.join(get_args(PriorName))}")
         if prior == "diffusion":
             model = self.models["prior"]
-            z_i, _, scores = sample_prior(model, _schedule(model.config.diffusion), text.encoded, text.mask, text.z_t, seeds, guidance=guidance)
+            z_i, _, scores = sample_prior(model, schedule_of(model.config.diffusion), text.encoded, text.mask, text.z_t, seeds, guidance=guidance)
             return z_i, scores
         if "ar-prior" not in self.models:
             raise ValueError("these weights have no autoregressive prior: use --prior diffusion, or train and pack the stage ar-prior")
@@ -194,17 +190,19 @@ class UnCLIP:
         decoder = self.models["decoder"]
         scaled = None if z_i is None else LatentScale.for_dim(z_i.shape[1]).scale(z_i)
         tokens, mask = (None, None) if text is None else (text.tokens, text.mask)
-        return sample_decoder(decoder, _schedule(decoder.config.diffusion), scaled, tokens, mask, seeds, steps, guidance, sampler, on_step=on_step)
+        return sample_decoder(decoder, schedule_of(decoder.config.diffusion), scaled, tokens, mask, seeds, steps, guidance, sampler, on_step=on_step)
 
     def _told_of(self, z_i: Tensor) -> tuple[Denoiser, Schedule]:
         """The decoder, told of unit-norm z_i (B, d) alone and not guided, and its schedule."""
         decoder = self.models["decoder"]
-        schedule = _schedule(decoder.config.diffusion)
+        schedule = schedule_of(decoder.config.diffusion)
         return decoder_denoiser(decoder, schedule, LatentScale.for_dim(z_i.shape[1]).scale(z_i), None, None), schedule
 
     @_drawing
     def invert(self, images: Tensor, steps: int = 250) -> tuple[Tensor, Tensor]:
         """Small pictures (B, 3, S, S) in [-1, 1] as the paper's bipartite latent (section 3): z_i (B, d) by CLIP, and x_T by DDIM inversion."""
+        if images.shape[-1] != self.sizes[0]:
+            raise ValueError(f"pictures of {images.shape[-1]} pixels cannot be inverted: the decoder draws {self.sizes[0]}, make them as large")
         z_i = self.embed(images)
         return z_i, invert_ddim(*self._told_of(z_i), images.to(self.device), steps, ENTRY)
 
@@ -223,7 +221,7 @@ class UnCLIP:
         """Pictures (B, 3, S, S) in [-1, 1], four times as wide."""
         model = self.models[stage]
         parts = [(images[i : i + TOGETHER], seeds[i : i + TOGETHER]) for i in range(0, len(images), TOGETHER)]
-        return torch.cat([sample_upsampler(model, _schedule(model.config.diffusion), low, numbers) for low, numbers in parts])
+        return torch.cat([sample_upsampler(model, schedule_of(model.config.diffusion), low, numbers) for low, numbers in parts])
 
     def generate(
         self,

@@ -28,6 +28,14 @@ def evenly(frames: Sequence[np.ndarray], count: int = FRAMES) -> list[tuple[int,
     return [(i + 1, frames[i]) for i in chosen]
 
 
+def save_figure(path: Path, figure: "Figure", facts: dict[str, object], dpi: int) -> None:
+    """Writes a figure as a PNG that keeps `facts` as text, as `safety.save_picture` does for a picture."""
+    written = {key: str(value) for key, value in facts.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a caption in a script that the font lacks, which shows as boxes
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi, metadata=written))
+
+
 def stages_figure(
     path: Path, caption: str, candidates: Sequence[float], frames: Sequence[np.ndarray], pictures: dict[int, np.ndarray], facts: dict[str, object]
 ) -> None:
@@ -57,10 +65,7 @@ def stages_figure(
         axes.imshow(picture, interpolation="nearest" if len(picture) < 128 else "auto")
         axes.set_title(label, fontsize=9)
         axes.axis("off")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a caption in a script that the font lacks, which shows as boxes
-        written = {key: str(value) for key, value in facts.items()}
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160, metadata=written))
+    save_figure(path, figure, facts, dpi=160)
 
 
 def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 8) -> "Figure":

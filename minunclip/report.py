@@ -23,7 +23,7 @@ from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP
 
 BATCH = 50  # pictures that are drawn at once
 COSINES = {
-    "random_picture": "a random training picture",
+    "random_picture": "a random picture, drawn like those of training",
     "z_t": "$z_t$ itself",
     "autoregressive": "the autoregressive prior's $z_i$",
     "diffusion": "the diffusion prior's $z_i$",
@@ -81,7 +81,7 @@ def probe(model: UnCLIP, count: int = 9000, seed: int = HELD_OUT_SEED + 6) -> di
 
 
 def prior_figures(model: UnCLIP, pairs: Sequence[tuple[Scene, str]], seed: int = 0) -> dict[str, dict[str, float]]:
-    """Mean cosines to the true z_i, for all captions and by how much they say: of z_t, of each prior's z_i, of a random training picture's.
+    """Mean cosines to the true z_i, for all captions and by how much they say: of z_t, of each prior's z_i, of a random picture's.
 
     "same_caption" is the cosine of two draws of the diffusion prior for one caption: the lower, the more they differ. "modality_gap" is the
     distance between the mean z_i and the mean z_t. Pairs are those of `held_out_captions`, whose captions say more and more in turn.
@@ -226,9 +226,10 @@ def as_markdown(figures: dict[str, Any]) -> str:
     for name, title in COSINES.items():
         if name in figures["prior_cosine"]:
             lines.append(f"| {title} | " + " | ".join(f"{figures['prior_cosine'][name][level]:.3f}" for level in ("all", *LEVELS)) + " |")
-    lines += ["", f"The mean picture and the mean caption are {figures['prior_cosine']['modality_gap']['all']:.3f} apart (the modality gap)."]
-    pictures = {name: found for name, found in figures["pictures"].items() if name != "128"}
-    smallest, largest = list(pictures)[0], list(pictures)[-2]
+    lines += ["", f"The mean embeddings of pictures and of captions are {figures['prior_cosine']['modality_gap']['all']:.3f} apart (the modality gap)."]
+    sizes = [name for name in figures["pictures"] if name != "without_prior"]
+    smallest, largest = sizes[0], sizes[-1]
+    pictures = {name: figures["pictures"][name] for name in dict.fromkeys((smallest, largest, "without_prior"))}
     titles = [f"without a prior, {smallest}" if name == "without_prior" else f"{name} × {name}" for name in pictures]
     titles = [
         title + (f", the first {found['captions']}" if found["captions"] < figures["captions"] else "") for title, found in zip(titles, pictures.values())

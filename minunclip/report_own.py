@@ -56,7 +56,7 @@ def evaluate_own(
     figures, sheet, titles = {}, [], []  # type: ignore[var-annotated]
     for (name, (pictures, small, captions)), other in zip(sets.items(), reversed(sets)):
         tokens = torch.from_numpy(captions.astype(np.int64))
-        texts = [world.tokenizer.decode([token for token in row if token > 1]) for row in tokens.tolist()]
+        texts = [world.tokenizer.decode(row) for row in tokens.tolist()]
         z_i, text = _embed(model, pictures), model.read(texts)
         z_t, answer = text.z_t.cpu(), model.draw_embeddings(text, "diffusion", [4 * number for number in range(seed, seed + count)])[0].cpu()
         drawn = {}

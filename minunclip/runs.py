@@ -21,7 +21,7 @@ from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes, twin
 from minunclip.data.streams import Streamed
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.data.world import Pictures, World, array_on_disk, build_world, to_tensor, training_captions
+from minunclip.data.world import Pictures, World, array_on_disk, build_world, to_tensor, to_uint8, training_captions
 from minunclip.diffusion import Schedule
 from minunclip.distributed import rank, ranks
 from minunclip.loading import config_to_json, file_hash, load_model, read_json
@@ -36,6 +36,11 @@ def tile(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
     missing = -len(pictures) % columns
     pictures = np.concatenate([pictures, np.full((missing, *pictures.shape[1:]), 255, np.uint8)])
     return rearrange(pictures, "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
+
+
+def in_pairs_of_rows(above: Tensor, below: Tensor) -> np.ndarray:
+    """Pictures (N, 3, S, S) in [-1, 1] in rows of eight, below each row that of the other set; one picture, uint8."""
+    return np.concatenate([tile(to_uint8(row)) for pair in zip(above.split(8), below.split(8)) for row in pair])
 
 
 @dataclass
@@ -119,6 +124,7 @@ class Run:
         """Which examples, of the first `count`, step `step` of a stage sees: a function of seed, stage and step alone, so that a run can be resumed.
 
         From the captioned world they are drawn at random. Your own pictures are shuffled in each epoch anew, and shown once in it.
+        Returns their numbers (size,), ascending, and the generator of what else the step draws.
         """
         key, count = (self.seed, (STAGES + BASELINES).index(stage)), count or len(self.world)
         rng = np.random.default_rng([*key, step])

@@ -78,7 +78,6 @@ def save_picture(path: Path, picture: np.ndarray, facts: dict[str, object]) -> N
     for key, value in facts.items():
         info.add_itxt(key, str(value))
     write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, format="PNG", pnginfo=info))
-    print(path)
 
 
 def read_facts(path: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Every training: the six of unCLIP, in order, that of its examiner, and GLIDE's. What each learns from, its loss, its validation, its samples.
 
 CLIP first; then, on its frozen embeddings, the two priors and the decoder; the upsamplers and the checker need no CLIP. Every stage is a call of
-`training.fit`, and leaves a folder with `config.json`, `model.safetensors` (the moving average), a log, a loss curve and sample pictures.
+`training.fit`, and leaves a folder with `config.json`, `model.safetensors` (the moving average), a log, a loss curve and sample pictures: what is drawn
+from fixed noise, or, of CLIP and the priors, which pictures their embeddings find.
 """
 
 import json
@@ -23,7 +24,7 @@ from minunclip.config import LEARNS_FROM, PRESETS, STAGES, DecoderConfig, Traini
 from minunclip.data.checker import SceneReader, reader_batch_loss, reader_batches, reader_error, reader_scenes
 from minunclip.data.streams import Streamed
 from minunclip.data.world import Pictures, to_tensor, to_uint8, trim
-from minunclip.diffusion import make_schedule
+from minunclip.diffusion import schedule_of
 from minunclip.distributed import first_one_then_all, gather, rank
 from minunclip.loading import config_to_json, file_hash, load_model, load_weights
 from minunclip.models.autoregressive_prior import AutoregressivePrior, autoregressive_loss, sample_autoregressive
@@ -31,7 +32,7 @@ from minunclip.models.clip import CLIP, contrastive_loss, same_captions
 from minunclip.models.decoder import Decoder, decoder_loss, sample_decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale, prior_loss, sample_prior
 from minunclip.models.upsampler import Upsampler, degrade, resize, sample_upsampler, training_pair, upsampler_loss
-from minunclip.runs import GRID, Loss, Run, Trained, everywhere, flip, moments, read_ahead, tile
+from minunclip.runs import GRID, Loss, Run, Trained, everywhere, flip, in_pairs_of_rows, moments, read_ahead, tile
 from minunclip.training import Batch, TrainingError, fit, write_atomically
 
 CHECKER_SCENES = 20_000
@@ -41,7 +42,16 @@ NESTED_SHARE = 3  # one in so many pictures that the decoder trains on shows a t
 SOFT_SHARE = 4  # one in so many pictures that CLIP trains on is a blown-up small one, so that it can judge the decoder's pictures too
 
 
+def beside_the_nearest(pictures: Tensor, z_i: Tensor, z: Tensor) -> np.ndarray:
+    """What embeddings z (n, d) of the first n captions find: the captions' own pictures, and below each the one whose z_i is nearest to z.
+
+    `pictures` (N, 3, S, S) in [-1, 1] have the embeddings z_i (N, d); the answer is one picture, uint8.
+    """
+    return in_pairs_of_rows(pictures[: len(z)], pictures[(z @ F.normalize(z_i, dim=1).T).argmax(dim=1)])
+
+
 def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
+    """App. C: pairs, in the captioned world each beside its twin, and the contrastive loss over the whole batch."""
     config = run.preset.clip
     if settings.batch_size < 2:
         raise TrainingError("clip: a batch of 1 has no other caption to tell its own from: use 2 or more")
@@ -75,7 +85,14 @@ def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
             figures["against_twin"] = nearer.float().mean()
         return {name: float(figure) for name, figure in figures.items()}
 
-    return CLIP(config), batch, loss, {"validate": validate}
+    @torch.no_grad()
+    def sample(model: nn.Module) -> np.ndarray:
+        assert isinstance(model, CLIP)
+        tokens, mask = trim(run.validation["tokens"][:GRID])
+        pictures = run.validation["pictures"]
+        return beside_the_nearest(pictures, model.encode_image(pictures), model.encode_text(tokens, mask))
+
+    return CLIP(config), batch, loss, {"validate": validate, "sample": sample}
 
 
 def _text(run: Run, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,8 +112,9 @@ def _embedding_batch(run: Run, settings: TrainingConfig, stage: str) -> Callable
 
 
 def prior_stage(run: Run, settings: TrainingConfig) -> Trained:
+    """Section 2.2: z_i of the frozen CLIP from captions, noised at random timesteps."""
     config = run.preset.prior
-    schedule = make_schedule(config.diffusion.schedule, config.diffusion.steps)
+    schedule = schedule_of(config.diffusion)
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
         assert isinstance(model, DiffusionPrior)
@@ -118,12 +136,21 @@ def prior_stage(run: Run, settings: TrainingConfig) -> Trained:
         drawn, _, _ = sample_prior(model, schedule, encoded[:64], mask[:64], z_t[:64], seeds=range(len(z_t[:64])), steps=10)
         return {"validation_loss": float(told), "untold_loss": float(untold), "cosine": float(F.cosine_similarity(drawn, z_i[:64]).mean())}
 
+    @torch.no_grad()
+    def sample(model: nn.Module) -> np.ndarray:
+        assert isinstance(model, DiffusionPrior)
+        encoded, mask, z_t = _text(run, run.validation["tokens"][:GRID])
+        drawn, _, _ = sample_prior(model, schedule, encoded, mask, z_t, seeds=range(len(z_t)), steps=10)
+        pictures = run.validation["pictures"]
+        return beside_the_nearest(pictures, run.clip.encode_image(pictures), drawn)
+
     model = DiffusionPrior(config)
     model.prepare_from(torch.tensor(run.image_embeddings[:MOST_FITTED]))
-    return model, _embedding_batch(run, settings, "prior"), loss, {"validate": validate}
+    return model, _embedding_batch(run, settings, "prior"), loss, {"validate": validate, "sample": sample}
 
 
 def ar_prior_stage(run: Run, settings: TrainingConfig) -> Trained:
+    """Section 2.2: z_i of the frozen CLIP, one bucket after another. Components and buckets are fitted before the first step."""
     if run.init is not None and not run.clip_is_new:  # its tokens stay what they are
         model = load_model("ar-prior", run.init / "ar-prior")
     else:
@@ -146,12 +173,23 @@ def ar_prior_stage(run: Run, settings: TrainingConfig) -> Trained:
         drawn = sample_autoregressive(model, encoded[:64], mask[:64], z_t[:64], seeds=range(len(z_t[:64])))
         return {"validation_loss": float(told), "untold_loss": float(untold), "cosine": float((drawn * z_i[:64]).sum(dim=1).mean())}
 
-    return model, _embedding_batch(run, settings, "ar-prior"), loss, {"validate": validate}
+    @torch.no_grad()
+    def sample(model: nn.Module) -> np.ndarray:
+        assert isinstance(model, AutoregressivePrior)
+        encoded, mask, z_t = _text(run, run.validation["tokens"][:GRID])
+        pictures = run.validation["pictures"]
+        drawn = sample_autoregressive(model, encoded, mask, z_t, seeds=range(len(z_t)))
+        return beside_the_nearest(pictures, run.clip.encode_image(pictures), drawn)
+
+    return model, _embedding_batch(run, settings, "ar-prior"), loss, {"validate": validate, "sample": sample}
 
 
 def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, stage: str) -> Trained:
-    """The decoder, or GLIDE, which is one that is never told of the embedding."""
-    schedule = make_schedule(config.diffusion.schedule, config.diffusion.steps)
+    """The decoder, or GLIDE, which is one that is never told of the embedding.
+
+    On a CLIP that was trained further since the weights to start from, whitening and text transformer begin anew from that CLIP.
+    """
+    schedule = schedule_of(config.diffusion)
     scale = LatentScale.for_dim(config.embedding_dim)
 
     def batch(step: int) -> Batch:
@@ -191,8 +229,7 @@ def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, sta
         tokens, mask = trim(run.validation["tokens"][:GRID])
         told = None if config.embedding_drop == 1 else z_i
         drawn = sample_decoder(model, schedule, told, tokens, mask, seeds=range(len(z_i)), guidance=2.0)
-        real = run.validation["small"][:GRID]
-        return tile(np.concatenate([to_uint8(part) for pair in zip(real.split(8), drawn.split(8)) for part in pair]))
+        return in_pairs_of_rows(run.validation["small"][:GRID], drawn)
 
     model = Decoder(config)
     if run.init is not None:
@@ -203,7 +240,8 @@ def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, sta
 
 
 def upsampler_stage(run: Run, settings: TrainingConfig, config: UpsamplerConfig, stage: str) -> Trained:
-    schedule = make_schedule(config.diffusion.schedule, config.diffusion.steps)
+    """Section 2.1: large pictures, or crops of them, from small ones that are spoiled. The last few are kept for validation."""
+    schedule = schedule_of(config.diffusion)
     first = stage == "upsampler1"
     # both are drawn at either size, since in use the low resolution looks drawn too: to reduce the high one would leave it more crisp
     high, small = (run.world.middle, run.world.small) if first else (run.world.parts, run.world.parts_small)
@@ -311,8 +349,9 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
                 continue
             if not ours.parent.exists():
                 ours.parent.mkdir(parents=True)
-                for name in ("config.json", "model.safetensors"):
-                    shutil.copyfile(theirs.with_name(name), ours.with_name(name))
+                for name in ("config.json", "model.safetensors", *(() if other == stage else ("card.md", "loss.png"))):
+                    if theirs.with_name(name).exists():
+                        shutil.copyfile(theirs.with_name(name), ours.with_name(name))
             elif other != stage and not (ours.parent / "training.pt").exists() and ours.read_bytes() != theirs.read_bytes():
                 raise TrainingError(f"{run.folder} began from other weights than {run.init}: give another --out, or delete it to begin anew")
     settings, model, batch, loss, looks = prepare(stage, run, settings)
@@ -325,7 +364,9 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
         device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device
         facts = {"preset": next((name for name, preset in PRESETS.items() if preset == run.preset), "own"), "commit": commit()}
         facts |= {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"}
-        facts |= {name: path.name for name, path in (("data", run.data), ("init", run.init), ("clip", run.published)) if path is not None}
+        own = Path("emoji") if run.data == run.folder / "emoji" else run.data
+        given = {"data": own, "init": run.init, "clip": run.published}  # as they were given; a whole path is nobody else's business
+        facts |= {name: path.name if path.is_absolute() else path.as_posix() for name, path in given.items() if path is not None}
         write_atomically(folder / "provenance.json", lambda path: path.write_text(json.dumps(facts)))
     source = file_hash(run.folder / LEARNS_FROM[stage] / "model.safetensors") if stage in LEARNS_FROM else None
     return fit(model, batch, loss, settings, folder, name=stage, model_config=config, seed=run.seed, source=source, resume=resume, **options, **looks)

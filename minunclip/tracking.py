@@ -12,7 +12,7 @@ def require_tensorboard() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("TensorBoard is not installed: pip install 'minunclip[track]', or leave --track out") from None
+        raise ValueError("TensorBoard is not installed: pip install -e '.[track]', or leave --track out") from None
     return SummaryWriter
 
 

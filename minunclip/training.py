@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 LOG_EVERY = 10
+FP16_SKIPS = 16  # steps in a row that fp16 may skip: the scale of the loss, 2 ** 16 at first, is halved with each
 MEANS = ("accumulation", "recompute", "compile", "sharded")  # settings that change how a run comes about, not what comes of it
 
 
@@ -162,7 +163,7 @@ def fit(
 
     `batch(step)` gives tensors with a first dimension of `settings.batch_size`; `loss(model, batch)` a scalar. `validate` and `sample` see the moving
     average; `sample` gives a picture, uint8 (H, W, 3). `source` is the hash of the frozen weights that are learned from. `folder` holds the log,
-    pictures and checkpoint; with `resume` a run that was cut short there goes on. `stop_after` ends the run at that step, as Ctrl-C would; a run that
+    pictures and checkpoint; with `resume` a run that was cut short there goes on. `stop_after` ends the run at that step, with a checkpoint; a run that
     is past it stays as it is. With `track` TensorBoard finds it all in `folder` too. Raises TrainingError on a loss that is not finite.
     Under torchrun every process calls it alike, and the first one alone writes (see `minunclip.distributed`).
     """
@@ -226,7 +227,7 @@ def fit(
     previous = {s: signal.signal(s, lambda number, frame: stopping.append(number)) for s in _signals()}
     bar = tqdm(total=settings.steps, initial=first, desc=name, unit="step", dynamic_ncols=True, mininterval=2, disable=not writes)
     pending: list[Tensor] = []
-    step, started, waited = first, time.perf_counter(), 0.0
+    step, started, waited, skipped = first, time.perf_counter(), 0.0, 0
     try:
         while step < end:
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
@@ -246,8 +247,11 @@ def fit(
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             norm = distributed.clip_gradients(model, settings.clip_norm)
+            # in fp16 a scaled gradient may overflow: no optimiser steps then, and the scale is halved (to know, the host has to wait for the device)
+            skipped = skipped + 1 if settings.precision == "fp16" and not math.isfinite(norm) else 0
             for optimizer in optimizers:
-                scaler.step(optimizer)
+                if not skipped:
+                    scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             scaler.update()
             update_ema(average, model, step, settings.ema_decay)
@@ -255,13 +259,14 @@ def fit(
             step += 1
             stop = distributed.anywhere(bool(stopping), device)
             due = step % settings.checkpoint_every == 0 or step == end or stop
+            looked_at = validate is not None and (step % settings.validate_every == 0 or step == settings.steps)
             if sharded and (due or step % settings.validate_every == 0 or step % settings.sample_every == 0):
                 distributed.put_together(average, shown)
-            if step % LOG_EVERY == 0 or due:  # the only places where the host waits for the device
+            if step % LOG_EVERY == 0 or due or looked_at:  # the only places where the host waits for the device
                 losses = distributed.total(torch.stack(pending)).tolist()
                 pending.clear()
                 _require_finite(losses, step, name)
-                if settings.precision != "fp16" and not math.isfinite(norm):  # the scaler skips such a step, AdamW would have spoilt the weights
+                if not math.isfinite(norm) and (settings.precision != "fp16" or skipped > FP16_SKIPS):
                     raise Diverged(f"{name}: the gradient is not finite at step {step}: lower learning_rate or use fp32; the last checkpoint is intact")
                 now = time.perf_counter()
                 seconds += now - started
@@ -269,7 +274,7 @@ def fit(
                 line = {"step": step, "loss": sum(losses) / len(losses), "learning_rate": learning_rate_at(step - 1, settings)}
                 line |= {"gradient_norm": float(norm), "images_per_second": round(speed, 1), "seconds": round(seconds, 2)}
                 line |= {"data_wait": round(waited / (now - started), 4)}
-                if writes and validate is not None and (step % settings.validate_every == 0 or step == settings.steps):
+                if writes and looked_at and validate is not None:
                     line |= validate(shown)
                 if writes:
                     with open(log, "a") as file:
@@ -287,8 +292,10 @@ def fit(
                 for board in boards:
                     board.add_figure("loss curve", figure, step)
                 if sample is not None:
+                    from minunclip.safety import save_picture
+
                     picture = sample(shown)
-                    _save_picture(folder / f"samples-{step:06d}.png", picture)
+                    save_picture(folder / f"samples-{step:06d}.png", picture, {"stage": name, "step": step, "seed": seed})
                     for board in boards:
                         board.add_image("samples", picture, step, dataformats="HWC")
             started += time.perf_counter() - pause
@@ -359,9 +366,3 @@ def plot_log(log: Path, picture: Path, name: str) -> "Figure":
     axes.legend()
     write_atomically(picture, lambda path: figure.savefig(path, format="png", dpi=110))
     return figure
-
-
-def _save_picture(path: Path, picture: np.ndarray) -> None:
-    from PIL import Image
-
-    write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, format="PNG"))

@@ -45,9 +45,21 @@ def test_the_bands_are_of_the_presets_settings_and_hold_a_seed_that_did_not_make
 
 
 def test_a_band_is_three_deviations_and_two_percent_wide():
-    logs = [[{"step": step, "loss": value} for step in (10, 20)] for value in (1.0, 2.0, 3.0)]
-    (curve,) = band(logs).values()
-    assert curve["step"] == [10, 20] and curve["low"] == pytest.approx([-1.04] * 2) and curve["high"] == pytest.approx([5.04] * 2)
+    logs = [[{"step": step, "loss": value, "validation_loss": value - 10, "retrieval": value - 10} for step in (10, 20)] for value in (10.4, 10.5, 10.6)]
+    curves = band(logs)
+    assert curves["loss"] == {"step": [10, 20], "low": pytest.approx([9.99] * 2), "high": pytest.approx([11.01] * 2)}
+    assert curves["validation_loss"]["low"] == pytest.approx([0.19] * 2) and curves["retrieval"]["high"] == pytest.approx([0.81] * 2)
+
+
+def test_no_band_leaves_what_can_be():
+    logs = [[{"step": 10, "loss": value, "untold_loss": value, "validation_loss": 0.5, "cosine": value, "retrieval": value}] for value in (0.2, 0.5, 0.8)]
+    edges = {figure: (curve["low"][0], curve["high"][0]) for figure, curve in band(logs).items()}
+    assert edges["loss"] == (0, pytest.approx(1.41)) and edges["retrieval"] == (0, 1) and edges["cosine"] == (pytest.approx(-0.41), 1)
+    assert edges["worth"] == pytest.approx((-0.9, 0.9))  # the condition may be worth less than nothing
+    for stage in STAGES:
+        for figure, curve in expected(stage)["curves"].items():
+            assert figure == "worth" or figure == "cosine" or min(curve["low"]) >= 0
+            assert figure not in ("cosine", "retrieval") or max(curve["high"]) <= 1
 
 
 def test_a_run_that_is_not_over_is_compared_as_far_as_it_goes():
@@ -75,7 +87,8 @@ def test_a_file_is_shown_with_its_words(tmp_path: Path, monkeypatch, capsys):
     (tmp_path / "prior" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     compare_run(tmp_path / "prior" / "log.jsonl")
     said = capsys.readouterr().out
-    assert "prior: no latent scale; " in said and "120 steps so far, the band 240" in said and "no latent scale" in shown[0]
+    assert "prior: no latent scale; " in said and "120 steps so far, the band 240" in said
+    assert "in grey bands: no latent scale. At the end: loss below, validation loss below" in shown[0]
 
 
 def test_a_good_curve_says_what_no_curve_shows(monkeypatch, capsys):

@@ -283,6 +283,12 @@ def test_neither_embedding_nor_caption_is_refused(model):
         sample_decoder(model, SCHEDULE, None, None, None, [1])
 
 
+def test_a_caption_without_its_mask_is_refused(model, inputs):
+    z_i, tokens, _ = told(inputs)
+    with pytest.raises(ValueError, match="give both, or neither"):
+        sample_decoder(model, SCHEDULE, z_i, tokens, None, range(4))
+
+
 def test_bfloat16_training_step(inputs):
     model = Decoder(CONFIG)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -114,7 +114,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     assert main(["export", "--onnx", str(tmp_path / "chain")]) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert "make it first" in first and "pip install 'minunclip[onnx]'" in second and not list(tmp_path.iterdir())
+    assert "make it first" in first and "pip install -e '.[onnx]'" in second and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

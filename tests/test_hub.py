@@ -53,7 +53,7 @@ def test_what_cannot_be_had_is_one_line(cache: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(weights_hub, "find_spec", lambda name: None)
     assert main(["sample", "a star", "--weights", NAME, "--out", "x.png"]) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert f"{NAME} is no folder, and the Hub does not give it" in first and "pip install 'minunclip[hub]'" in second
+    assert f"{NAME} is no folder, and the Hub does not give it" in first and "pip install -e '.[hub]'" in second
 
 
 @pytest.mark.slow

@@ -87,3 +87,10 @@ def test_a_text_diff_starts_at_the_picture_and_turns_z_i(model, pictures, monkey
         turned = torch.acos((z_i * z).sum(dim=1).clamp(-1, 1))
         np.testing.assert_allclose(turned, share * whole, atol=1e-3)
     assert not math.isnan(float(frames.sum()))
+    with pytest.raises(ValueError, match="'a ring' is to become the same caption"):
+        text_diff(model, pictures, ["a red star", "a ring"], ["a blue star", "a ring"], [0.25], steps=20)
+
+
+def test_a_picture_of_another_size_is_not_inverted(model, pictures):
+    with pytest.raises(ValueError, match="pictures of 32 pixels cannot be inverted: the decoder draws 16"):
+        model.invert(torch.zeros(1, 3, 32, 32), 20)

@@ -31,7 +31,7 @@ def test_a_picture_depends_on_its_seed_alone_not_on_its_batch(tiny_weights: Path
     for i, caption in enumerate(CAPTIONS):
         alone = model.generate([caption], prior, 5 + i)
         assert np.abs(alone.pictures[64][0].astype(int) - together.pictures[64][i]).max() <= 1
-    other = model.generate(CAPTIONS[:1], prior, 99)
+    other = model.generate(CAPTIONS[:1], prior, np.int64(99))
     assert (other.pictures[64][0] != together.pictures[64][0]).any()
 
 

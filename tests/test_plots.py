@@ -7,7 +7,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from minunclip.plots import curve_figure, picture_grid, show, slide, table_figure
+from minunclip.plots import curve_figure, picture_grid, save_figure, show, slide, stages_figure, table_figure
+from minunclip.safety import read_facts
 
 
 @pytest.fixture
@@ -35,6 +36,23 @@ def test_pictures_stand_in_rows_under_their_titles(shown):
     assert figure.axes[4].get_title().endswith("4") and (figure.axes[4].images[0].get_array() == 80).all()
     show(pictures, alt="five greys")
     assert len(shown) == 1
+
+
+@pytest.mark.parametrize(("caption", "words"), [("two $mall stars, above a long\nline", r"two \$mall|stars, above a|long line"), ("", "(empty)")])
+def test_the_strip_has_the_caption_the_scores_the_steps_and_each_size(tmp_path, monkeypatch, caption, words):
+    kept = []
+    monkeypatch.setattr("minunclip.plots.save_figure", lambda path, figure, facts, dpi: kept.append((figure, save_figure(path, figure, facts, dpi))))
+    frames = [np.full((4, 4, 3), 20 * i, np.uint8) for i in range(10)]
+    pictures = {side: np.full((side, side, 3), side, np.uint8) for side in (4, 16, 64)}
+    stages_figure(tmp_path / "strip.png", caption, [0.25, 0.75], frames, pictures, {"prompt": caption, "seed": 3})
+    said, scores, *places = kept[0][0].axes
+    assert [text.get_text().replace("\n", "|") for text in said.texts] == [words]
+    assert [bar.get_height() for bar in scores.patches] == [0.25, 0.75] and [text.get_text() for text in scores.texts] == ["0.250", "0.750"]
+    assert scores.patches[0].get_facecolor() != scores.patches[1].get_facecolor()  # the better one is kept
+    titles = [axes.get_title() for axes in places]
+    assert titles == [f"step {step} of 10" for step in (1, 3, 5, 6, 8, 10)] + ["4 × 4", "16 × 16", "64 × 64"]
+    assert [axes.images[0].get_array().max() for axes in places] == [0, 40, 80, 100, 140, 180, 4, 16, 64]
+    assert read_facts(tmp_path / "strip.png").items() >= {"prompt": caption, "seed": "3"}.items()
 
 
 def test_a_figure_without_words_is_refused(shown):

@@ -14,6 +14,7 @@ from minunclip.data.render import render
 from minunclip.evaluation import held_out_captions
 from minunclip.experiments import unused
 from minunclip.pipeline import UnCLIP, weights_id
+from minunclip.safety import read_facts
 
 
 class Knows:
@@ -94,7 +95,7 @@ def test_evaluate_writes_what_it_prints(tiny_weights, tmp_path, capsys):
     path = tmp_path / "figures.json"
     picture = tmp_path / "samples.png"
     assert main(["evaluate", "--count", "6", "--json", str(path), "--samples", str(picture), "--weights", str(tiny_weights)]) == 0
-    assert Image.open(picture).width > 500
+    assert Image.open(picture).width > 500 and read_facts(picture).items() >= {"seed": "0", "prior": "diffusion", "weights": weights_id(tiny_weights)}.items()
     figures, text = json.loads(path.read_text()), capsys.readouterr().out
     assert set(figures["pictures"]) == {"16", "32", "64", "without_prior"} and set(figures["clip"]) == {"full", "terse"}
     assert {"z_t", "diffusion", "autoregressive", "random_picture", "same_caption"} < set(figures["prior_cosine"])
@@ -110,6 +111,8 @@ def test_evaluate_writes_what_it_prints(tiny_weights, tmp_path, capsys):
     assert f"| colour right | {figures['pictures']['16']['accuracy']['colour']:.1%} | " in table and "the diffusion prior" in table
     for found in figures["clip"].values():
         assert f"image to text {found['image_to_text']:.1%}" in text
+    figures["pictures"] = {name: figures["pictures"][name] for name in ("32", "without_prior")}  # as with --size 32
+    assert "| 6 held-out captions | 32 × 32 | without a prior, 32 | checker's own error, 32 | 32 |" in report.as_markdown(figures)
 
 
 def test_own_captions_are_judged_without_true_pictures(tiny_weights, tmp_path, capsys):

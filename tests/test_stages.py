@@ -1,4 +1,4 @@
-"""What a stage hands to its loss: how often it drops the caption and the embedding, so that guidance has something to start from."""
+"""What a stage hands to its loss: how often it drops the caption and the embedding, so that guidance has something to start from; and what embeddings find."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from minunclip import stages
 from minunclip.config import TINY
 from minunclip.runs import Run
-from minunclip.stages import prepare
+from minunclip.stages import beside_the_nearest, prepare
 
 DROPS = replace(
     TINY,
@@ -48,3 +48,16 @@ def test_conditions_are_dropped_as_often_as_the_config_says(tiny_run: Path, monk
         assert float(drop.mean()) == pytest.approx(chance, abs=0.03)  # four standard deviations
     if len(chances) == 2:  # independent of each other
         assert float((drops[0] * drops[1]).mean()) == pytest.approx(chances[0] * chances[1], abs=0.03)
+
+
+def test_what_embeddings_find_stands_below_what_they_should() -> None:
+    levels = torch.linspace(-1, 1, 12)
+    pictures = levels[:, None, None, None].expand(12, 3, 2, 2)
+    z_i = torch.eye(12) * torch.linspace(1, 3, 12)[:, None]  # their length says nothing
+    order = torch.tensor([0, 1, 2, 3, 4, 5, 6, 11, 8, 9])
+    grid = beside_the_nearest(pictures, z_i, torch.eye(12)[order])
+    rows = grid[::2, ::2, 0].astype(int)  # a number for each picture
+    grey = ((levels + 1) * 127.5).round().int().numpy()
+    assert rows.shape == (4, 8)  # eight, their finds, and then the last two with theirs, each row filled up with white
+    assert (rows[0] == grey[:8]).all() and (rows[1] == grey[order[:8]]).all()
+    assert rows[2].tolist() == rows[3].tolist() == [*grey[8:10], 255, 255, 255, 255, 255, 255]

@@ -48,4 +48,4 @@ def test_without_tensorboard_one_line_says_what_to_install(tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     assert main(["train", "clip", "--preset", "tiny", "--track", "--out", str(tmp_path / "run")]) == 2
-    assert "pip install 'minunclip[track]'" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "pip install -e '.[track]'" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -281,6 +281,12 @@ def test_the_log_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [10, 20, 30, 40] and all(line["loss"] < 1e6 for line in lines)
 
 
+def test_it_is_validated_as_often_as_asked(tmp_path: Path) -> None:
+    run(tmp_path, dataclasses.replace(SETTINGS, steps=21, validate_every=7), validate=lambda model: {"validation_loss": 1.0})
+    log = read_log(tmp_path / "log.jsonl")
+    assert [line["step"] for line in log if "validation_loss" in line] == [7, 14, 21] and [line["step"] for line in log] == [7, 10, 14, 20, 21]
+
+
 def test_starting_anew_forgets_the_old_run(tmp_path: Path, whole: Path) -> None:
     run(tmp_path, stop_after=20, seed=3)
     run(tmp_path, resume=False)
@@ -326,6 +332,53 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
         run(tmp_path, batch=lambda step: {**batch(step), "bad": torch.full((8,), float(step == 19))}, loss=sound)
     kept = state(tmp_path)
     assert kept["step"] == 10 and all(value.isfinite().all() for value in kept.values())
+
+
+class Shared(nn.Module):
+    """A map, which Muon trains, and a bias and a gain, which AdamW does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.gain = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.map(x) * self.gain).sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("part", ["map.weight", "gain"])
+def test_fp16_skips_a_step_with_all_optimisers_or_none(tmp_path: Path, part: str) -> None:
+    settings, seen = dataclasses.replace(SETTINGS, precision="fp16", optimizer="muon", steps=100, learning_rate=0.2), []
+
+    def spoilt(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        value = loss(model, data) / 64  # small enough for the scale that fp16 begins with
+        parameter = model.get_parameter(part)  # its gradient alone is no number, in the twelfth step
+        return value + 0 * (parameter - parameter).sum().sqrt() if len(seen) == 12 else value
+
+    torch.manual_seed(0)
+    trained = fit(Shared(), batch, spoilt, settings, tmp_path, name="toy", model_config={})
+    moved = [any(not torch.equal(before[name], after[name]) for name in before) for before, after in zip(seen, seen[1:])]
+    assert [step for step, moves in enumerate(moved, start=1) if not moves] == [12]
+    assert all(value.isfinite().all() for value in trained.state_dict().values())
+    losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl")]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_fp16_stops_where_every_step_would_be_skipped(tmp_path: Path) -> None:
+    def spoilt(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
+        return loss(model, data) + 0 * (model.weight - model.weight).sum().sqrt()
+
+    with pytest.raises(TrainingError, match="^toy: the gradient is not finite at step 20: "):
+        run(tmp_path, dataclasses.replace(SETTINGS, precision="fp16"), loss=spoilt)
+    assert all(value.isfinite().all() for value in state(tmp_path).values())
+
+
+def test_a_stopped_run_in_fp16_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, precision="fp16")
+    run(tmp_path / "whole", settings)
+    run(tmp_path / "parts", settings, stop_after=17)
+    run(tmp_path / "parts", settings)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("change", [{"settings": dataclasses.replace(SETTINGS, learning_rate=0.04)}, {"seed": 1}])
@@ -382,6 +435,23 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="Permission"):
             run(tmp_path / "run")
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_can_be_written_no_more_keeps_its_checkpoint(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    run(tmp_path, stop_after=20)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.os, "replace", refuse)
+        with pytest.raises(TrainingError, match=f"^cannot write .*{os.strerror(number)}.*what stood there is intact"):
+            run(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    run(tmp_path)
+    assert_same(tmp_path, whole)
 
 
 def test_the_handlers_of_signals_come_back(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from minunclip.experiments import psnr
 from minunclip.pipeline import UnCLIP
 from minunclip.report import clip_figures, embed_scenes
 
+FURTHER = ("decoder", "glide", "upsampler1", "upsampler2")  # trained further from others, by `make weights-further`
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -29,7 +31,7 @@ def test_they_are_small_and_each_has_a_card():
         card = (WEIGHTS / stage / "card.md").read_text()
         if stage in ("clip", "checker"):
             command = re.search(rf"minunclip train {stage} --preset cpu .*--steps \d+", makefile)[0].replace("--out runs/first", "--seed 0")
-        elif stage in ("decoder", "glide"):  # trained further
+        elif stage in ("decoder", "glide"):
             command = f"minunclip train {stage} --preset cpu --seed 0 --steps 3600 --batch_size 128 --learning_rate 0.0005"
             assert command.replace("--seed 0", "--init data/weights --out runs/further").replace(stage, "$$stage") in makefile
         elif stage in ("upsampler1", "upsampler2"):
@@ -39,6 +41,7 @@ def test_they_are_small_and_each_has_a_card():
             settings = PRESETS["long"].training[stage]
             command = f"minunclip train {stage} --preset long --seed 0 --steps {settings.steps} --batch_size {settings.batch_size}"
         assert f"`{command} " in card
+        assert ("--init data/weights`" in card) == ("| init | data/weights |" in card) == (stage in FURTHER)
         assert all(f"| {fact} |" in card for fact in ("commit", "machine", "seconds", "seed")) and "captioned world" in card
         assert not [file for file in (WEIGHTS / stage).iterdir() if file.suffix not in (".safetensors", ".json", ".md", ".png")]
 
@@ -71,6 +74,15 @@ def test_captions_drawn_together_or_one_by_one_give_the_same_pictures(model, pri
     alone = [model.generate([caption], prior, 3 + i, size=32).pictures[32][0] for i, caption in enumerate(captions)]
     assert abs(together - alone).max() <= 1
     assert abs(together[0] - together[1]).max() > 100
+
+
+@pytest.mark.slow
+def test_a_picture_is_enlarged_alike_whatever_stands_beside_it(model):
+    """Five pictures are more than are enlarged at once, so that one stands alone."""
+    small = to_tensor(render(sample_scenes(5, seed=6, held_out=True), 32))
+    for stage in ("upsampler1", "upsampler2"):
+        together, alone = model.upsample(stage, small, range(5)), [model.upsample(stage, small[k : k + 1], [k]) for k in (1, 4)]
+        assert max(float((together[k] - one[0]).abs().max()) for k, one in zip((1, 4), alone)) < 2 / 255
 
 
 @pytest.mark.parametrize("size", [32, 128])

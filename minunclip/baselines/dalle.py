@@ -1,7 +1,7 @@
 """Mini DALL-E: pictures as words, the system that unCLIP is compared with in Tab. 2.
 
 Source: Ramesh et al. 2021 (arXiv 2102.12092). A discrete VAE turns a picture into a grid of codes (section 2.1: Gumbel-softmax, KL to the
-uniform prior); a causal transformer reads the caption's tokens and writes the codes (section 2.2); CLIP reranks samples (section 2.3).
+uniform prior); a causal transformer reads the caption's tokens and writes the codes (section 2.2); CLIP reranks samples (section 2.6).
 
 Different from the source: squared error in place of the logit-Laplace likelihood, dense attention in place of sparse (a picture has 64 codes
 here, not 1,024), and padding is masked where the source has a token of its own for each padded place.

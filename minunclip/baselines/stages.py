@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from minunclip.baselines.dalle import DALLE, DiscreteVAE, dalle_loss, sample_dalle, vae_loss
 from minunclip.config import TrainingConfig
-from minunclip.data.world import to_uint8, trim
+from minunclip.data.world import trim
 from minunclip.loading import load_model
-from minunclip.runs import GRID, Run, Trained, tile
+from minunclip.runs import GRID, Run, Trained, in_pairs_of_rows
 from minunclip.training import Batch, TrainingError
 
 COLDEST = 1 / 16  # the Gumbel-softmax's temperature at the end of the training, as in the source
@@ -16,6 +16,7 @@ KL_WEIGHT = 1e-4  # per code, beside a mean square error per pixel value; the so
 
 
 def vae_stage(run: Run, settings: TrainingConfig) -> Trained:
+    """Small pictures to codes and back."""
     config = run.preset.dalle.vae
 
     def batch(step: int) -> Batch:
@@ -43,12 +44,13 @@ def vae_stage(run: Run, settings: TrainingConfig) -> Trained:
         assert isinstance(model, DiscreteVAE)
         real = run.validation["small"][:GRID]
         again = model.decode(model.encode(real)).clamp(-1, 1)
-        return tile(np.concatenate([to_uint8(part) for pair in zip(real.split(8), again.split(8)) for part in pair]))
+        return in_pairs_of_rows(real, again)
 
     return DiscreteVAE(config), batch, loss, {"validate": validate, "sample": sample}
 
 
 def dalle_stage(run: Run, settings: TrainingConfig) -> Trained:
+    """Captions, and then the codes of their pictures, by the run's frozen VAE."""
     if not (run.folder / "dalle-vae" / "model.safetensors").exists():
         raise TrainingError(f"{run.folder / 'dalle-vae'} has no trained VAE, which this stage needs: run `minunclip train dalle-vae` first")
     vae = load_model("dalle-vae", run.folder / "dalle-vae").to(run.device).requires_grad_(False)
@@ -73,7 +75,6 @@ def dalle_stage(run: Run, settings: TrainingConfig) -> Trained:
     def sample(model: nn.Module) -> np.ndarray:
         assert isinstance(model, DALLE)
         drawn = sample_dalle(model, vae, *trim(run.validation["tokens"][:GRID]), seeds=range(len(run.validation["tokens"][:GRID])))
-        real = run.validation["small"][:GRID]
-        return tile(np.concatenate([to_uint8(part) for pair in zip(real.split(8), drawn.split(8)) for part in pair]))
+        return in_pairs_of_rows(run.validation["small"][:GRID], drawn)
 
     return DALLE(run.preset.dalle), batch, loss, {"validate": validate, "sample": sample}

@@ -1,4 +1,4 @@
-"""A folder of your own pictures as arrays on disk, the same that `data/world.py` draws: read once, memory-mapped, so that a training never waits for data.
+"""A folder of your own pictures as arrays on disk, the same that `data/world.py` draws: read once, memory-mapped, so that no step waits for decoding.
 Or, where the disk cannot hold them, as an index, by which every batch is read from the files (`data/streams.py`), with the same pictures in it.
 
 Files and shards are gone through one after the other, in bounded memory. What is split over processes is each batch: which pictures a step sees is a

@@ -80,7 +80,7 @@ def build_emoji(folder: Path, font: str | None = None) -> int:
     try:
         from emoji import EMOJI_DATA
     except ImportError:
-        raise ValueError("names of emoji come from the package emoji: pip install 'minunclip[data]'") from None
+        raise ValueError("names of emoji come from the package emoji: pip install -e '.[data]'") from None
     face = find_font(font)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another folder, or delete it")

@@ -1,6 +1,7 @@
 """Byte-pair encoding: text to token ids and back, trained here or read from CLIP's published files.
 
-Paper: App. C names the size of the text context only; CLIP and GLIDE use byte-pair encoding (Sennrich et al. 2016) over bytes.
+Paper: section 7 says that captions are byte-pair encoded, App. C how many tokens are read, neither how large the vocabulary is; CLIP and GLIDE
+encode bytes (after Sennrich et al. 2016).
 Differences: our own vocabulary keeps case and spaces, so that any string comes back exactly; CLIP's (`Tokenizer.from_clip`)
 lower-cases, cleans and marks the end of words. One algorithm serves both, because a token is but a number here::
 
@@ -154,7 +155,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Read what `save` wrote. ValueError if the file is anything else."""
+        """Read what `save` wrote. ValueError if the file is anything else, FileNotFoundError if it is not there."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:

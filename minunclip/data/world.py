@@ -1,4 +1,4 @@
-"""The captioned world as arrays on disk: drawn once, memory-mapped, so that a training run never waits for data.
+"""The captioned world as arrays on disk: drawn once, memory-mapped, so that no training step waits for drawing.
 
 A batch is a pure function of the seed and the step (no shuffled iterator whose place would have to be saved): a resumed run sees
 exactly the batches that an uninterrupted one would have seen.

@@ -1,7 +1,7 @@
 """CLIP: an image tower and a text tower that agree on one embedding. unCLIP is its inverse.
 
 Paper: App. C (ViT-H/16 at 256 x 256 and a causal text transformer); the method is that of Radford et al. 2021.
-Differences from the paper: trained with AdamW or Muon, not SAM; no dropout; on a CPU a few convolutions before the vision transformer; the
+Differences from the paper: trained with AdamW or Muon, not SAM; on a CPU a few convolutions before the vision transformer; the
 loss knows of captions that occur twice in a batch, which is rare on the web and common in a small captioned world.
 """
 

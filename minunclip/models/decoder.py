@@ -31,8 +31,8 @@ class Condition(NamedTuple):
     """All that the U-Net is told besides x_t and the timestep; computed once, used at every step of sampling."""
 
     vector: Tensor  # (B, 4 * unet width), added to the timestep embedding
-    context: Tensor  # (B, context_length + 4, context width): the caption's tokens, those of no caption, if any, then the image embedding's
-    mask: Tensor  # (B, context_length + 4), True where attention may look
+    context: Tensor  # (B, N, context width): the caption's tokens, those of no caption, if any, then the image embedding's (four in the paper)
+    mask: Tensor  # (B, N), True where attention may look
 
 
 class Whitener(nn.Module):
@@ -205,6 +205,8 @@ def decoder_denoiser(
     the images twice in one batch: told everything, and told nothing. Guidance 1 skips the second half.
     """
     config = model.config.diffusion
+    if (tokens is None) != (mask is None):
+        raise ValueError("a caption is its tokens and their mask: give both, or neither")
     no_embedding, no_caption = image_embedding is None, tokens is None or mask is None
     given = image_embedding if image_embedding is not None else tokens
     if given is None:

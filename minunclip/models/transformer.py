@@ -54,8 +54,13 @@ class Attention(nn.Module):
         self.to_qkv = nn.Linear(width, 3 * width)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, causal: bool, key_mask: Tensor | None = None, past: tuple[Tensor, Tensor] | None = None):
-        """`key_mask` (B, keys) is True where a key may be seen. Returns the output and this call's keys and values."""
+    def forward(
+        self, x: Tensor, causal: bool, key_mask: Tensor | None = None, past: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x (B, n, width) to (B, n, width), and the keys and values (B, heads, keys, d) of it and of `past`.
+
+        `key_mask` (B, keys) is True where a key may be seen.
+        """
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
