@@ -34,5 +34,7 @@ def test_the_readme_has_the_speeds_that_were_measured_and_they_keep_their_limits
     assert all(figures["sampling"][name] < limit for name, limit in limits.items())
     assert list(figures["training"]) == list(STAGES)
     assert all(found["steps"] == CPU.training[stage].steps for stage, found in figures["training"].items())
+    for stage, found in figures["training"].items():
+        assert found["seconds"] * found["images_per_second"] == pytest.approx(CPU.training[stage].batch_size, rel=0.02), f"{stage}: run `make bench` again"
     total = sum(found["steps"] * found["seconds"] for found in figures["training"].values()) / 60
     assert figures["training minutes"] == pytest.approx(total)
