@@ -347,7 +347,7 @@ def gaussian(attempt: Callable[..., Any]) -> None:
 def training_order(attempt: Callable[..., Any]) -> None:
     chain: dict[str, list[str]] = {"decoder": ["clip"], "prior": ["clip"], "upsampler": [], "clip": []}
     for needs in (chain, {"c": ["b"], "b": ["a"], "a": []}, {"x": ["y", "z"], "y": ["z"], "z": []}):
-        order = list(attempt(dict(needs)))
+        order = list(attempt({stage: list(first) for stage, first in needs.items()}))
         assert sorted(order) == sorted(needs), f"every stage once: {order} for {sorted(needs)}"
         for place, stage in enumerate(order):
             missing = [need for need in needs[stage] if need not in order[:place]]

@@ -286,6 +286,7 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda needs: list(needs), "comes before"),
         (lambda needs: sorted(needs, key=lambda stage: len(needs[stage]), reverse=True), "comes before"),
         (lambda needs: [stage for stage in needs if not needs[stage]], "every stage once"),
+        (lambda needs: [needs[stage].clear() or stage for stage in needs], "comes before"),  # nothing is needed any more
     ],
     "noise_for": [
         (lambda seeds, shape: torch.randn(len(seeds), *shape, generator=torch.Generator().manual_seed(seeds[0])), "of its own"),
