@@ -19,9 +19,10 @@ from torch import Tensor
 
 from minunclip.config import COURSE, Preset, TrainingConfig
 from minunclip.curves import EXPECTED, FIGURES, band
+from minunclip.models import autoregressive_prior
 from minunclip.models.clip import CLIP
 from minunclip.models.diffusion_prior import LatentScale
-from minunclip.models.transformer import Transformer
+from minunclip.models.transformer import Cache, Transformer
 from minunclip.runs import Run
 from minunclip.stages import prepare
 from minunclip.training import Diverged, fit, read_log
@@ -36,12 +37,13 @@ FAULTS = {  # beside a wrong learning rate, which every stage can have
     "ar-prior": ("no causal mask", "never dropped", "always dropped"),
     "decoder": ("no latent scale", "never dropped", "always dropped"),
 }
-as_trained = Transformer.forward
 
 
-def peeking(self: Transformer, x: Tensor, causal: bool, key_mask: Tensor | None = None, cache: object = None) -> object:
-    """Training without the causal mask. Sampling goes token by token, and has nothing to peek at."""
-    return as_trained(self, x, causal and cache is not None, key_mask, cache)
+class Peeking(Transformer):
+    """Trained without the causal mask. Sampling goes token by token, and has nothing to peek at."""
+
+    def forward(self, x: Tensor, causal: bool, key_mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        return super().forward(x, causal and cache is not None, key_mask, cache)
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def broken(fault: str | None) -> Iterator[None]:
         with patch.object(LatentScale, "for_dim", classmethod(lambda cls, dim: cls(1.0))):
             yield
     elif fault == "no causal mask":
-        with patch.object(Transformer, "forward", peeking):
+        with patch.object(autoregressive_prior, "Transformer", Peeking):  # the prior's alone: CLIP keeps its own
             yield
     elif fault == "no temperature":
         with patch.object(CLIP, "scale", lambda self: torch.ones(())):

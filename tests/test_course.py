@@ -184,6 +184,7 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda right, count: 1.96 * math.sqrt(right / count * (1 - right / count)), "margin"),
         (lambda right, count: math.sqrt(right / count * (1 - right / count) / count), "1.96"),
         (lambda right, count: 1.96 / math.sqrt(count), "p \\(1 - p\\)"),
+        (lambda right, count: 1.96 * math.sqrt(right / count * (1 - right / count) / (count - 1)), "/ n"),
     ],
     "most_frequent_pair": [
         (lambda words: pairs_of(words, lambda count: 1).most_common(1)[0][0], "as often as its word"),
@@ -199,6 +200,7 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
         (lambda rows: padded(rows, fill=1), "filled up with 0"),
         (lambda rows: (padded(rows)[0], ~padded(rows)[1]), "True on real"),
         (lambda rows: (padded(rows)[0], padded(rows)[1].int()), "booleans"),
+        (lambda rows: (padded(rows)[0].float(), padded(rows)[1]), "whole"),
     ],
     "bits": [
         (lambda counts: entropy(counts, math.log), "base 2"),
@@ -242,6 +244,7 @@ MUTANTS = {  # plausible wrong answers, and what the student is told
     "cosine_betas": [
         (lambda T: betas(T), "0.999"),
         (lambda T: betas(T, s=0.0).clamp(max=0.999), "0.008"),
+        (lambda T: betas(T).clamp(max=0.99), "no less"),
         (lambda T: torch.cos(torch.arange(T + 1) / T * math.pi / 2) ** 2, "one less"),
     ],
     "components_kept": [
