@@ -98,6 +98,8 @@ def train(
     With --dry_run (or --dry-run) nothing is trained: settings, parameters, activations and the peak of memory are printed, estimated and, on a GPU, measured.
     `recompute` and `sharded` save memory, `compile` time, `track` writes for TensorBoard; minunclip/config.py and docs/scale.md say more.
     """
+    if any(value is not None and value <= 0 for value in (steps, batch_size, accumulation, learning_rate)):
+        raise ValueError("steps, batch_size and accumulation must be at least 1, and learning_rate above 0")
     if data is not None and stage == "checker":
         raise ValueError("the checker reads scenes of the captioned world and cannot learn from other pictures: leave --data out")
     if init is not None and not (Path(init) / "tokenizer.json").is_file():
@@ -132,8 +134,6 @@ def train(
         settings = replace(settings, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
         if settings.steps < run.preset.training[name].steps:  # a short training would be over before it is warm
             settings = replace(settings, warmup=min(settings.warmup, settings.steps // 10))
-        if min(settings.steps, settings.batch_size, settings.accumulation) < 1 or settings.learning_rate <= 0:
-            raise ValueError("steps, batch_size and accumulation must be at least 1, and learning_rate above 0")
         if dry_run:
             print(dry(name, run, settings))
         else:

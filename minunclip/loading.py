@@ -97,14 +97,17 @@ def read_tensors(path: Path, remedy: str = "run `make weights`, or copy the fold
         raise ValueError(f"{path} is not a whole safetensors file ({str(error).splitlines()[0]}): copy it again") from None
 
 
-def read_json(path: Path, remedy: str = "run `make weights`, or copy the folder again") -> Any:
-    """A JSON file. ValueError if it is none; `remedy` says what to do if it is not there."""
+def read_json(path: Path, remedy: str = "run `make weights`, or copy the folder again") -> dict[str, Any]:
+    """The object that a JSON file holds. ValueError if it holds none; `remedy` says what to do if it is not there."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {remedy}") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{path} is not JSON: copy the folder again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object, but a {type(found).__name__}: copy the folder again")
+    return found
 
 
 def read_published(path: Path) -> dict[str, Tensor]:

@@ -237,7 +237,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
     lines += ["", f"| {figures['captions']:,} held-out captions | " + " | ".join(titles) + f" | checker's own error, {smallest} | {largest} |"]
     lines.append("|---|" + "---|" * (2 + len(pictures)))
     for attribute in pictures[smallest]["accuracy"]:
-        shares = " | ".join(f"{found['accuracy'][attribute]:.1%}" for found in pictures.values())
+        shares = " | ".join(f"{found['accuracy'][attribute]:.1%}" if attribute in found["accuracy"] else "" for found in pictures.values())
         title = "all but words at once" if attribute == "all_right" else attribute
         errors = " | ".join(f"{pictures[size]['checker_error'].get(attribute, 0):.1%}" for size in (smallest, largest))
         lines.append(f"| {title} right | {shares} | {errors} |")

@@ -55,6 +55,8 @@ def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
     config = run.preset.clip
     if settings.batch_size < 2:
         raise TrainingError("clip: a batch of 1 has no other caption to tell its own from: use 2 or more")
+    if run.data is None and settings.batch_size % 2:
+        raise TrainingError(f"clip: each scene stands beside its twin, for which a batch of {settings.batch_size} has no room: use an even one")
 
     def batch(step: int) -> Batch:
         twins = run.world.held is None

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 LOG_EVERY = 10
 FP16_SKIPS = 16  # steps in a row that fp16 may skip: the scale of the loss, 2 ** 16 at first, is halved with each
+PART = 2_654_435_761  # 2^32 over the golden ratio: multiples lie far apart in the 32 bits that a CPU's generator takes of a seed
 MEANS = ("accumulation", "recompute", "compile", "sharded")  # settings that change how a run comes about, not what comes of it
 
 
@@ -238,7 +239,7 @@ def fit(
             model.train()
             total = torch.zeros((), device=device)
             for k in range(distributed.rank() * settings.accumulation, (distributed.rank() + 1) * settings.accumulation):
-                torch.manual_seed((seed * 1_000_003 + step + k * 2**40) % 2**63)
+                torch.manual_seed((seed * 1_000_003 + step + k * PART) % 2**63)
                 with autocast(device, settings.precision):
                     part = loss(model, {key: value.chunk(parts)[k] for key, value in data.items()}) / parts
                 scaler.scale(part).backward()

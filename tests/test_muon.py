@@ -39,6 +39,20 @@ def test_one_step_is_momentum_orthogonalised_at_the_size_of_an_adamw_step():
     assert 0.1 < step < 0.3
 
 
+def test_the_second_step_looks_ahead_along_the_average_of_both_gradients():
+    first, second = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0))
+    weight = nn.Parameter(torch.zeros(8, 20))
+    optimizer = Muon([weight], lr=0.1)
+    weight.grad = first.clone()
+    optimizer.step()
+    before = weight.detach().clone()
+    weight.grad = second.clone()
+    optimizer.step()
+    average = 0.95 * 0.05 * first + 0.05 * second
+    expected = 0.1 * 0.2 * 20**0.5 * orthogonalize((0.05 * second + 0.95 * average)[None])[0]
+    torch.testing.assert_close(before - weight.detach(), expected, atol=0.01, rtol=0)
+
+
 def test_it_fits_a_matrix_that_is_badly_scaled():
     torch.manual_seed(0)
     x = torch.randn(256, 8) @ torch.diag(torch.tensor([10.0, 5, 2, 1, 0.5, 0.2, 0.1, 0.05]))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minunclip import training
 from minunclip.config import TINY, TrainingConfig
 from minunclip.models.decoder import Decoder
+from minunclip.muon import Muon
 from minunclip.training import TrainingError, compile_stacks, fit, learning_rate_at, make_optimizers, read_log, recompute, save_model, update_ema
 
 SETTINGS = TrainingConfig(steps=40, batch_size=8, learning_rate=0.05, warmup=4, weight_decay=0.0, precision="fp32", checkpoint_every=10)
@@ -90,6 +91,43 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert learning_rate_at(35, settings) == pytest.approx(2.0 * (0.1 + 0.45 * (1 + math.sqrt(0.5))))  # a quarter
     assert learning_rate_at(110, settings) == learning_rate_at(500, settings) == pytest.approx(0.2)
     assert learning_rate_at(0, dataclasses.replace(settings, warmup=0)) == 2.0
+
+
+def test_each_part_of_each_step_has_numbers_of_its_own(tmp_path: Path) -> None:
+    drawn = []
+
+    def noted(model: nn.Module, data: dict[str, Tensor]) -> Tensor:
+        drawn.append(float(torch.rand(())))
+        return loss(model, data)
+
+    for seed in (0, 1):
+        run(tmp_path / str(seed), dataclasses.replace(SETTINGS, steps=3, accumulation=4), loss=noted, seed=seed)
+    assert len(drawn) == len(set(drawn)) == 24
+
+
+def test_a_step_takes_the_schedules_rate_and_a_clipped_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, norms = [], []
+
+    class Notes(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:
+            rates.append(self.param_groups[0]["lr"])
+            norms.append(float(nn.utils.get_total_norm([p.grad for group in self.param_groups for p in group["params"]])))
+            super().step()
+
+    monkeypatch.setattr(training, "make_optimizers", lambda model, settings: [Notes(model.parameters(), lr=9.0)])
+    settings = dataclasses.replace(SETTINGS, clip_norm=0.01)
+    run(tmp_path, settings)
+    assert rates == [learning_rate_at(step, settings) for step in range(40)]
+    assert norms == pytest.approx([0.01] * 40, rel=1e-3)
+    logged = read_log(tmp_path / "log.jsonl")
+    assert [line["learning_rate"] for line in logged] == pytest.approx([rates[line["step"] - 1] for line in logged])
+
+
+def test_optimizers_are_set_as_the_settings_say() -> None:
+    settings = dataclasses.replace(SETTINGS, optimizer="muon", weight_decay=0.1, beta1=0.8, beta2=0.7, epsilon=1e-3)
+    adamw, muon = make_optimizers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)), settings)
+    assert adamw.defaults["betas"] == (0.8, 0.7) and adamw.defaults["eps"] == 1e-3
+    assert isinstance(muon, Muon) and muon.param_groups[0]["weight_decay"] == 0.1
 
 
 def test_the_moving_average_has_its_closed_form() -> None:

@@ -6,22 +6,69 @@ import pytest
 import torch
 
 from minunclip.config import TINY
-from minunclip.data.scenes import sample_scenes
+from minunclip.data.captions import describes
+from minunclip.data.render import render
+from minunclip.data.scenes import sample_scenes, twin
 from minunclip.data.world import build_world, to_tensor, trim
 from minunclip.models.upsampler import resize
 from minunclip.runs import Run
-from minunclip.stages import prepare, train
+from minunclip.stages import SOFT_SHARE, prepare, train
+from minunclip.training import TrainingError
 
 SMALL = replace(TINY, world=replace(TINY.world, training_scenes=12, upsampler_scenes=10))
 
 
-def test_a_world_is_drawn_once_and_captions_belong_to_their_pictures(tmp_path: Path) -> None:
+def test_a_world_is_drawn_once(tmp_path: Path) -> None:
     first = build_world(SMALL, tmp_path)
     stamp = (first.folder / "pictures.npy").stat().st_mtime_ns
     again = build_world(SMALL, tmp_path)
     assert (again.folder / "pictures.npy").stat().st_mtime_ns == stamp and len(again) == 12
     assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ("pictures", "small", "captions", "middle", "parts"))
     assert again.pictures.dtype == np.uint8 and again.captions.shape == (12, 4, TINY.clip.context_length)
+
+
+def test_captions_are_true_of_their_pictures(tmp_path: Path) -> None:
+    world, rng = build_world(SMALL, tmp_path), np.random.default_rng([0, 9])
+    scenes = [one for scene in sample_scenes(6, 0) for one in (scene, twin(scene, rng))]
+    assert np.array_equal(world.pictures, render(scenes, TINY.clip.image_size)) and np.array_equal(world.small, render(scenes, TINY.decoder.image_size))
+    told = [(describes(world.tokenizer.decode(row), scene), i) for i, scene in enumerate(scenes) for row in world.captions[i].tolist() if row[-1] == 0]
+    assert len(told) > 20 and all(true for true, _ in told)  # but for those that were cut
+
+
+def test_clip_sees_pairs_beside_their_twins_and_a_quarter_of_them_blown_up(tmp_path: Path) -> None:
+    run = Run(SMALL, tmp_path, torch.device("cpu"))
+    data, side = prepare("clip", run)[2](0), TINY.clip.image_size
+    sharp = to_tensor(np.array(run.world.pictures))
+    views = torch.stack([sharp, resize(to_tensor(np.array(run.world.small)), (side, side))])  # (2, N, 3, S, S)
+    apart = (data["images"][:, None, None] - views).abs().amax(dim=(3, 4, 5))  # (B, 2, N)
+    kinds, rows = torch.unravel_index(apart.flatten(1).argmin(dim=1), apart.shape[1:])
+    assert apart.flatten(1).amin(dim=1).max() < 1e-5 and int(kinds.sum()) == len(rows) // SOFT_SHARE
+    assert sorted((rows ^ 1).tolist()) == sorted(rows.tolist())  # each beside its twin
+    captions = torch.from_numpy(run.world.captions.astype(np.int64))
+    assert all((captions[row] == tokens).all(dim=1).any() for row, tokens in zip(rows, data["tokens"]))
+    with pytest.raises(TrainingError, match="each scene stands beside its twin, for which a batch of 3"):
+        prepare("clip", run, replace(SMALL.training["clip"], batch_size=3))
+
+
+@pytest.mark.parametrize("stage", ["upsampler1", "upsampler2"])
+def test_upsamplers_never_train_on_what_validates_them_and_see_it_spoiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    seen, draw = [], Run.draw
+
+    def noted(self: Run, *given: object) -> object:
+        found = draw(self, *given)  # type: ignore[arg-type]
+        seen.extend(found[0])
+        return found
+
+    monkeypatch.setattr(Run, "draw", noted)
+    run = Run(SMALL, tmp_path, torch.device("cpu"))
+    batch = prepare(stage, run)[2]
+    batches = [batch(step) for step in range(50)]
+    assert set(seen) == set(range(5))  # of ten scenes
+    drawn = to_tensor(np.array(run.world.small if stage == "upsampler1" else run.world.parts_small))
+    lows = torch.cat([data["low"] for data in batches[:4]])
+    windows = drawn.unfold(2, lows.shape[2], 1).unfold(3, lows.shape[3], 1)  # every crop of that size
+    spoiled = [float((windows - low[None, :, None, None]).abs().amax(dim=(1, 4, 5)).min()) > 0.01 for low in lows]
+    assert np.mean(spoiled) > 0.3  # a blur leaves a piece of bare background as it is
 
 
 def test_a_run_folder_holds_one_world_and_settings_that_do_not_draw_do_not_change_it(tmp_path: Path) -> None:

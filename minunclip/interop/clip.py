@@ -188,8 +188,11 @@ def clip_from_folder(path: Path) -> CLIP:
         if config.get("model_type") != "clip":
             raise ValueError(f"{folder / 'config.json'} is of a {config.get('model_type')!r}, not of a 'clip': give the folder of a CLIP")
         text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+        acts = [tower.get("hidden_act", "quick_gelu") for tower in (text, vision)]
+        if acts[0] != acts[1]:
+            raise ValueError(f"{folder / 'config.json'} has the hidden_act {acts[0]!r} for captions, {acts[1]!r} for pictures: this package has one for both")
         options = {
-            "activation": text.get("hidden_act", "quick_gelu"),
+            "activation": acts[0],
             "head_channels": _channels(text, "hidden_size", 512, "num_attention_heads", 8),
             "image_head_channels": _channels(vision, "hidden_size", 768, "num_attention_heads", 12),
         }
