@@ -26,7 +26,7 @@ from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale
 from minunclip.pipeline import UnCLIP
 from minunclip.runs import Run
 from minunclip.stages import prepare
-from minunclip.training import fit, read_log, save_model
+from minunclip.training import fit, read_checkpoint, read_log, save_model
 
 SCENES = 20_000  # training scenes: a third of the cpu preset's
 STEPS = 8  # in which a judged picture is drawn: DPM-Solver++ has no more right with 25 (docs/results.md, Tab. 3)
@@ -60,7 +60,7 @@ def _with_steps(run: Run, stage: str, **settings: Any) -> Run:
 
 def _take_last_step(network: nn.Module, folder: Path) -> None:
     """Puts the weights of the last step of the training in `folder` in the place of their moving average."""
-    network.load_state_dict(torch.load(folder / "training.pt", weights_only=True)["model"])
+    network.load_state_dict(read_checkpoint(folder / "training.pt")["model"])
 
 
 class Judge:

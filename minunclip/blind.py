@@ -102,7 +102,7 @@ def read_answers(path: Path) -> list[dict[str, str]]:
     """The lines of a file of answers; none where there is no file. ValueError where it is something else."""
     if not path.exists() or not path.stat().st_size:
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet puts a mark in front
         reader = csv.DictReader(file)
         rows = list(reader)
         if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row.values() or None in row for row in rows):

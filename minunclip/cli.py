@@ -1,6 +1,7 @@
 """The command line, one function a command (COMMANDS lists them). Bad input ends with one line on stderr and exit code 2."""
 
 import inspect
+import math
 import os
 import re
 import sys
@@ -30,6 +31,7 @@ from minunclip.data.emoji import build_emoji
 from minunclip.data.files import Crop, Unusable, check_folder, read_lines, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
+from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import load_world, to_tensor, to_uint8
 from minunclip.distributed import first_one_then_all, ranks
 from minunclip.distributed import start as start_processes
@@ -41,7 +43,7 @@ from minunclip.hub import push as push_folder
 from minunclip.loading import MODELS, read_json
 from minunclip.models.clip import CLIP
 from minunclip.packing import pack as pack_run
-from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP, hashes, weights_id
+from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP, hashes, require_seed, weights_id
 from minunclip.plots import curve_figure, picture_grid, save_figure, stages_figure, table_figure
 from minunclip.runs import Run, adopt_clip, on_clip, preset_named, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
@@ -52,6 +54,7 @@ from minunclip.training import TrainingError, write_atomically
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "data" / "weights"
 SAMPLES = 64  # in the picture of an evaluation
+AT_ONCE = 50  # pictures that `sample` draws together
 Device = Literal["auto", "cuda", "mps", "cpu"]
 
 
@@ -100,6 +103,7 @@ def train(
     """
     if any(value is not None and value <= 0 for value in (steps, batch_size, accumulation, learning_rate)):
         raise ValueError("steps, batch_size and accumulation must be at least 1, and learning_rate above 0")
+    require_seed(seed)
     if data is not None and stage == "checker":
         raise ValueError("the checker reads scenes of the captioned world and cannot learn from other pictures: leave --data out")
     if init is not None and not (Path(init) / "tokenizer.json").is_file():
@@ -108,10 +112,11 @@ def train(
         raise ValueError("the paper's sizes are there to be counted: use --dry-run, or --preset gpu")
     if track:
         require_tensorboard()
-    chosen, published = preset_named(preset), None if clip is None else CLIP.from_openai(clip).float()
-    if published is not None:
+    chosen, published = preset_named(preset), None
+    if clip is not None:
         if init is not None or stage == "clip":
             raise ValueError("--clip takes a CLIP as it is, to train the other stages from scratch: leave --init out, and the stage clip")
+        published = published_clip(Path(clip))
         chosen = on_clip(chosen, published.config)
     folder = Path(out or f"runs/{preset}")
     started = start_processes(pick_device(device))
@@ -138,6 +143,16 @@ def train(
             print(dry(name, run, settings))
         else:
             train_stage(name, run, settings=settings, resume=resume == "auto", track=track)
+
+
+def published_clip(folder: Path) -> CLIP:
+    """The CLIP of a folder as the Hub has it, with its words. ValueError where one of the two is missing, or they are not of one model."""
+    if not any((folder / name).is_file() for name in ("merges.txt", "tokenizer.json")):
+        raise ValueError(f"{folder} has no merges.txt, CLIP's words: give --clip a folder with a CLIP as the Hub has it")
+    published, words = CLIP.from_openai(folder).float(), len(Tokenizer.from_clip(folder))
+    if words > published.config.vocabulary_size:
+        raise ValueError(f"{folder} has {words} tokens, and a CLIP that knows {published.config.vocabulary_size}: they are of two models")
+    return published
 
 
 def dry(stage: str, run: Run, settings: TrainingConfig) -> str:
@@ -188,6 +203,13 @@ def require_file(option: str, path: str | None) -> None:
         raise ValueError(f"{path} is a folder: give --{option} the name of a file")
 
 
+def require_scales(*scales: float) -> None:
+    """ValueError for a guidance that is no number."""
+    for scale in scales:
+        if not math.isfinite(scale):
+            raise ValueError(f"a guidance of {scale} draws nothing: use a number, such as {GUIDANCE:g}")
+
+
 def put_picture(path: Path, picture: np.ndarray, facts: dict[str, object]) -> None:
     """Saves a picture with what it is, and says where."""
     save_picture(path, picture, facts)
@@ -228,20 +250,23 @@ def sample(
             raise ValueError(f"{text!r} asks for {found[0]!r}, which stands in {blocklist}: nothing was drawn")
     if count < 1:
         raise ValueError(f"count is {count}: draw at least 1 picture a caption")
+    require_scales(guidance, prior_guidance)
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     warn(model, captions)
     texts = [text for text in captions for _ in range(count)]
     seeds = [seed + i for _ in captions for i in range(count)]
-    pictures = list(model.generate(texts, prior, seeds, size, guidance, prior_guidance).pictures.values())[-1]
-    if signature:
-        pictures = np.stack([sign(picture) for picture in pictures])
     facts: dict[str, object] = {"prior": prior, "guidance": guidance, "prior_guidance": prior_guidance}
     facts |= {"sampler": sampler_of(model), "weights": weights_id(Path(weights))}
-    for i, (text, number, picture) in enumerate(zip(texts, seeds, pictures)):
-        name = path if len(texts) == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
-        put_picture(name, picture, {"prompt": text, "seed": number, **facts})
+    pictures: list[np.ndarray] = []
+    for start in range(0, len(texts), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        drawn = list(model.generate(texts[part], prior, seeds[part], size, guidance, prior_guidance).pictures.values())[-1]
+        for text, number, picture in zip(texts[part], seeds[part], [sign(picture) for picture in drawn] if signature else drawn):
+            name = path if len(texts) == 1 else path.with_name(f"{path.stem}-{len(pictures)}{path.suffix}")
+            put_picture(name, picture, {"prompt": text, "seed": number, **facts})
+            pictures.append(picture)
     if len(texts) > 1:
-        put_picture(path, tile(pictures, min(8, len(pictures))), {"prompt": "\n".join(captions), "seed": seed, **facts})
+        put_picture(path, tile(np.stack(pictures), min(8, len(pictures))), {"prompt": "\n".join(captions), "seed": seed, **facts})
 
 
 def slug(text: str) -> str:
@@ -266,6 +291,9 @@ def demo(
 ) -> None:
     """Draw one caption and how its picture came about, time every stage, and let the checker say what it sees."""
     require_text([prompt])
+    require_scales(guidance)
+    if Path(out).is_file():
+        raise ValueError(f"{out} is a file: give --out the name of a folder")
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     warn(model, [prompt])
     frames: list[np.ndarray] = []
@@ -317,8 +345,11 @@ def evaluate(
         raise ValueError(f"count is {count}: judge at least 4 captions, precision and recall need as many")
     require_file("json", json)
     require_file("samples", samples)
+    require_seed(seed)
+    require_scales(guidance)
     texts = None if captions is None else read_captions(Path(captions))
     model = UnCLIP.from_pretrained(weights, pick_device(device))
+    model.require_prior(prior)
     if texts is not None:
         warn(model, texts)
     first: list[np.ndarray] = []
@@ -418,6 +449,8 @@ def push(folder: str, name: str, figures: str | None = None, private: bool = Fal
 def export(onnx: str, weights: str = str(WEIGHTS)) -> None:
     """Write the chain as ONNX files with a manifest, for programs without PyTorch, and compare each file with PyTorch by onnxruntime."""
     require_folder("onnx", onnx)
+    if Path(onnx).is_file():
+        raise ValueError(f"{onnx} is a file: give --onnx the name of a folder")
     for name, difference in export_onnx(UnCLIP.from_pretrained(weights), Path(onnx)).items():
         path = Path(onnx) / name
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by {difference:.1e} at most")
@@ -446,6 +479,7 @@ def preview(out: str = "preview.png", seed: int = 0, count: int = 32, held_out: 
     """Draw scenes of the captioned world, and print one caption each."""
     if count < 1:
         raise ValueError(f"count is {count}: draw at least 1 scene")
+    require_seed(seed)
     require_picture_name(out)
     scenes, rng = sample_scenes(count, seed, held_out), np.random.default_rng(seed)
     put_picture(Path(out), tile(render(scenes, 128)), {"seed": seed})
@@ -490,6 +524,8 @@ def evaluate_own(
     """
     if count < 2:
         raise ValueError(f"count is {count}: judge at least 2 pictures")
+    require_seed(seed)
+    require_scales(guidance)
     require_file("json", json)
     require_file("samples", samples)
     worlds = sorted(Path(run).glob("data/world-*/done"))
@@ -592,6 +628,9 @@ def main(arguments: list[str] | None = None) -> int:
         parsed = make_parser().parse_args(given)
     except SystemExit as stop:  # --help, or a bad option
         return int(stop.code or 0)
+    except UnicodeDecodeError:
+        print("minunclip: the file of --config is not UTF-8 text: save it with that encoding", file=sys.stderr)
+        return 2
     name, options = parsed.subcommand, parsed[parsed.subcommand]
     if name == "data":
         name, options = f"data {options.subcommand}", options[options.subcommand]
@@ -604,7 +643,8 @@ def main(arguments: list[str] | None = None) -> int:
         COMMANDS[name](**values)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("stopped" + ("; the same command goes on from the last checkpoint" if name == "train" else ""), file=sys.stderr)
+        anew = " without --resume never" if values.get("resume") == "never" else ""
+        print("stopped" + (f"; the same command{anew} goes on from the last checkpoint" if name == "train" else ""), file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

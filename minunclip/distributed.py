@@ -28,7 +28,10 @@ def start(device: torch.device) -> torch.device:
     if "RANK" not in os.environ or distributed.is_initialized():
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        here, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if here >= there:
+            raise ValueError(f"torchrun has started more processes than there are GPUs: use --nproc_per_node {there}")
+        device = torch.device("cuda", here)
         torch.cuda.set_device(device)
     patience = timedelta(days=1)  # the first process may read, and embed, millions of pictures, while the others wait for it
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)

@@ -28,6 +28,8 @@ def from_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = tensors.get(name.removesuffix(SCALE))
         if rows is None or rows.dtype != torch.int8 or tensors[name].shape != rows.shape[:1]:
             raise ValueError(f"{name!r} does not belong to eight-bit rows: copy the file again")
+    if bare := [name for name, tensor in tensors.items() if tensor.dtype == torch.int8 and name + SCALE not in tensors]:
+        raise ValueError(f"{bare[0]!r} has eight bits, and no scale: copy the file again")
     return {
         name: (tensor.flatten(1) * tensors[name + SCALE].float()[:, None]).view(tensor.shape).half() if name + SCALE in tensors else tensor
         for name, tensor in tensors.items()

@@ -39,7 +39,7 @@ def model_card(folder: Path, name: str, figures: str = "") -> str:
     stages: list[str] = []
     common: dict[str, None] = {}  # paragraphs, each once
     for path in sorted(folder.glob("*/card.md")):
-        title, what, *rest = path.read_text(encoding="utf-8").strip().split("\n\n")
+        title, what, *rest = [*path.read_text(encoding="utf-8").strip().split("\n\n"), ""]
         common |= dict.fromkeys(text for text in rest if not text.startswith(("|", "!")))
         tables = [text.replace("](", f"]({path.parent.name}/") for text in rest if text.startswith(("|", "!"))]
         stages.append("\n\n".join([f"#{title}", what, *tables]))

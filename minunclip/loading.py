@@ -100,7 +100,7 @@ def read_tensors(path: Path, remedy: str = "run `make weights`, or copy the fold
 def read_json(path: Path, remedy: str = "run `make weights`, or copy the folder again") -> dict[str, Any]:
     """The object that a JSON file holds. ValueError if it holds none; `remedy` says what to do if it is not there."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {remedy}") from None
     except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ from minunclip.config import BASELINES, LEARNS_FROM, PRESETS, STAGES
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.loading import config_to_json, file_hash, load_model, read_tensors
 from minunclip.pipeline import OPTIONAL, require_fit
-from minunclip.training import read_log, save_model, write_atomically
+from minunclip.training import read_checkpoint, read_log, save_model, write_atomically
 
 EIGHT_BITS = ("prior", "ar-prior", "decoder", *BASELINES)  # the large ones, which draw as well so; CLIP measures, and the upsamplers are small
 
@@ -50,7 +50,7 @@ def _only_tokenizer(run: Path) -> Tokenizer:
 def _identity(run: Path, stage: str) -> dict[str, Any]:
     """What a stage was trained with (see `training.fit`); empty where it was not trained in this run."""
     checkpoint = run / stage / "training.pt"
-    return json.loads(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["identity"]) if checkpoint.exists() else {}
+    return json.loads(read_checkpoint(checkpoint, map_location="cpu", mmap=True)["identity"]) if checkpoint.exists() else {}
 
 
 def _is_stale(run: Path, stage: str) -> bool:
@@ -112,7 +112,7 @@ def pack(run: Path, weights: Path) -> None:
     lacks are left out, and so are those that have learned from an earlier CLIP or VAE than the run's; those of them that `weights` had before go, if
     they stand on another CLIP, VAE or tokenizer.
     """
-    stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (run / stage).is_dir()]
+    stages = [stage for stage in STAGES + BASELINES if stage not in OPTIONAL or (run / stage / "model.safetensors").exists()]
     if run.resolve() == weights.resolve():
         raise ValueError(f"{run} is the run itself, whose models would be rounded: pack it into another folder")
     models: dict[str, Any] = {stage: load_model(stage, run / stage) for stage in stages}

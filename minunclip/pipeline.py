@@ -65,6 +65,12 @@ def _drawing(method: Method) -> Method:
     return wrapped  # type: ignore[return-value]
 
 
+def require_seed(seed: int) -> None:
+    """ValueError for a seed that is out of range."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} is out of range: use 0 to {2**32 - 1}")
+
+
 @dataclass
 class UnCLIP:
     """The trained models by stage (see config.STAGES and BASELINES; those of OPTIONAL may be missing) and the tokenizer that they share."""
@@ -140,8 +146,7 @@ class UnCLIP:
         if len(seeds) != count:
             raise ValueError(f"{len(seeds)} seeds for {count} captions: give one for all, or one seed a caption")
         for number in seeds:
-            if not 0 <= number < 2**32:
-                raise ValueError(f"seed {number} is out of range: use 0 to {2**32 - 1}")
+            require_seed(number)
         return seeds
 
     @_drawing
@@ -155,17 +160,21 @@ class UnCLIP:
         tokens, mask = trim(self.tokenizer(list(captions), clip.config.context_length)[0].to(self.device))
         return Text(tokens, mask, *clip.text_features(tokens, mask))
 
+    def require_prior(self, prior: PriorName) -> None:
+        """ValueError for a prior that there is not, or not among these weights."""
+        if prior not in get_args(PriorName):
+            raise ValueError(f"prior {prior!r} is not one of {', '.join(get_args(PriorName))}")
+        if prior == "autoregressive" and "ar-prior" not in self.models:
+            raise ValueError("these weights have no autoregressive prior: use --prior diffusion, or train and pack the stage ar-prior")
+
     @_drawing
     def draw_embeddings(self, text: Text, prior: PriorName, seeds: Sequence[int], guidance: float = PRIOR_GUIDANCE) -> tuple[Tensor, Tensor]:
         """z_i (B, d) from one of the priors, and the z_i . z_t of its candidates, as in `Generated`. Unit-norm, unless the prior is of a CLIP that is not."""
-        if prior not in get_args(PriorName):
-            raise ValueError(f"prior {prior!r} is not one of {', '.join(get_args(PriorName))}")
+        self.require_prior(prior)
         if prior == "diffusion":
             model = self.models["prior"]
             z_i, _, scores = sample_prior(model, schedule_of(model.config.diffusion), text.encoded, text.mask, text.z_t, seeds, guidance=guidance)
             return z_i, scores
-        if "ar-prior" not in self.models:
-            raise ValueError("these weights have no autoregressive prior: use --prior diffusion, or train and pack the stage ar-prior")
         z_i = sample_autoregressive(self.models["ar-prior"], text.encoded, text.mask, text.z_t, seeds, guidance=guidance)
         return z_i, (z_i * text.z_t).sum(dim=1, keepdim=True)
 

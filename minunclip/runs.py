@@ -62,7 +62,7 @@ class Run:
     def world(self) -> World:
         tokenizer = self.tokenizer if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
         tokenizer = tokenizer if self.published is None else Tokenizer.from_clip(self.published)
-        with self._alone():
+        with self.alone():
             if self.data is None:
                 return build_world(self.preset, self.folder / "data", self.seed, tokenizer)
             return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer, self.crop, self.stream)
@@ -85,7 +85,7 @@ class Run:
     def image_embeddings(self) -> np.ndarray:
         """z_i of every training picture, float32 (N, d), computed once and kept under the hash of CLIP's weights."""
         path = self.world.folder / f"image-embeddings-{file_hash(self.folder / 'clip' / 'model.safetensors')[:12]}.npy"
-        with self._alone():
+        with self.alone():
             if not path.exists():
                 temporary = path.with_name(f".{path.name}.tmp")
                 found = array_on_disk(temporary, np.float32, (len(self.world), self.preset.clip.embedding_dim))
@@ -94,7 +94,7 @@ class Run:
                 os.replace(temporary, path)
         return np.load(path, mmap_mode="r")
 
-    def _alone(self) -> FileLock:
+    def alone(self) -> FileLock:
         """A lock that holds up other stages of this run, trained beside this one, while one of them writes what all read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".lock")

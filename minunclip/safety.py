@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
 
-from minunclip.data.files import read_lines
+from minunclip.data.files import FORMATS, read_lines
 from minunclip.training import write_atomically
 
 # Cyrillic and Greek letters that look Latin; and figures and signs that stand for letters, where a letter follows
@@ -50,6 +50,8 @@ def read_terms(path: Path) -> list[str]:
     terms = [line for line in read_lines(path) if not line.startswith("#")]
     if not terms:
         raise ValueError(f"{path} names no terms: write one a line")
+    if lost := [term for term in terms if not plain(term)]:
+        raise ValueError(f"{path}: {lost[0]!r} has no letter and no figure, and would never be found: write a word")
     return terms
 
 
@@ -83,7 +85,7 @@ def save_picture(path: Path, picture: np.ndarray, facts: dict[str, object]) -> N
 def read_facts(path: Path) -> dict[str, str]:
     """What a PNG of ours says of how it was made (caption, seed, weights ...); empty if it says nothing. ValueError if it is no picture."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()  # the facts may stand behind the pixels
             return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:

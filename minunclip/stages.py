@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,6 @@ def beside_the_nearest(pictures: Tensor, z_i: Tensor, z: Tensor) -> np.ndarray:
 def clip_stage(run: Run, settings: TrainingConfig) -> Trained:
     """App. C: pairs, in the captioned world each beside its twin, and the contrastive loss over the whole batch."""
     config = run.preset.clip
-    if settings.batch_size < 2:
-        raise TrainingError("clip: a batch of 1 has no other caption to tell its own from: use 2 or more")
-    if run.data is None and settings.batch_size % 2:
-        raise TrainingError(f"clip: each scene stands beside its twin, for which a batch of {settings.batch_size} has no room: use an even one")
 
     def batch(step: int) -> Batch:
         twins = run.world.held is None
@@ -296,6 +293,16 @@ def checker_stage(run: Run, settings: TrainingConfig) -> Trained:
     return SceneReader(run.preset.checker), reader_batches(scenes, settings.batch_size, run.seed), reader_batch_loss, {"validate": validate}
 
 
+def _require_pairs(run: Run, settings: TrainingConfig) -> None:
+    """TrainingError for a batch of CLIP's in which there is nothing to compare."""
+    if settings.batch_size < 2:
+        raise TrainingError("clip: a batch of 1 has no other caption to tell its own from: use 2 or more")
+    if run.data is None and settings.batch_size % 2:
+        raise TrainingError(f"clip: each scene stands beside its twin, for which a batch of {settings.batch_size} has no room: use an even one")
+    if settings.accumulation > 1:
+        raise TrainingError("clip: accumulation must be 1, since the contrastive loss compares all pairs of a batch with each other")
+
+
 def _prepare_files(stage: str, run: Run) -> None:
     """What later steps only read. Where there is no CLIP, or no use in a folder of pictures, this raises, before anything is written."""
     if stage in ("prior", "ar-prior", "decoder", "glide"):
@@ -311,11 +318,11 @@ def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tup
     """What `training.fit` needs for a stage: settings that suit the device, an untrained model on it, batches, the loss, and what to look at."""
     settings = settings or run.preset.training[stage]
     settings = replace(settings, compile=settings.compile and run.device.type != "cpu", sharded=settings.sharded and stage not in WHOLE)
+    if stage == "clip":
+        _require_pairs(run, settings)
     with first_one_then_all():
         _prepare_files(stage, run)
     torch.manual_seed(run.seed)
-    if stage == "clip" and settings.accumulation > 1:
-        raise TrainingError("clip: accumulation must be 1, since the contrastive loss compares all pairs of a batch with each other")
     if stage.startswith("upsampler"):
         config = run.preset.upsampler1 if stage == "upsampler1" else run.preset.upsampler2
         model, batch, loss, looks = upsampler_stage(run, settings, config, stage)
@@ -342,20 +349,26 @@ def commit() -> str:
     return name + ("+" if changed else "")
 
 
+def _begin_from(run: Run, init: Path, stage: str) -> None:
+    """Copies the models of `init` that the run has not; those that are not trained further are used, and packed, as they are."""
+    for other in STAGES:
+        ours, theirs = (home / other / "model.safetensors" for home in (run.folder, init))
+        if not theirs.exists() or (run.data is not None and other == "checker"):  # which knows the captioned world alone
+            continue
+        if not ours.exists() and not (ours.parent / "training.pt").exists():
+            ours.parent.mkdir(parents=True, exist_ok=True)
+            for name in (*(() if other == stage else ("card.md", "loss.png")), "config.json", "model.safetensors"):  # the model last: it says that all is there
+                if theirs.with_name(name).exists():
+                    write_atomically(ours.with_name(name), partial(shutil.copyfile, theirs.with_name(name)))
+        elif other != stage and not (ours.parent / "training.pt").exists() and ours.read_bytes() != theirs.read_bytes():
+            raise TrainingError(f"{run.folder} began from other weights than {init}: give another --out, or delete it to begin anew")
+
+
 def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, **options: Any) -> nn.Module:
     """Trains one stage of STAGES or BASELINES in `run.folder / stage` and returns its moving average; `options` go to `training.fit`."""
     if run.init is not None and rank() == 0:
-        for other in STAGES:  # those that are not trained further are used, and packed, as they are; the checker knows the captioned world alone
-            ours, theirs = (home / other / "model.safetensors" for home in (run.folder, run.init))
-            if not theirs.exists() or (run.data is not None and other == "checker"):
-                continue
-            if not ours.parent.exists():
-                ours.parent.mkdir(parents=True)
-                for name in ("config.json", "model.safetensors", *(() if other == stage else ("card.md", "loss.png"))):
-                    if theirs.with_name(name).exists():
-                        shutil.copyfile(theirs.with_name(name), ours.with_name(name))
-            elif other != stage and not (ours.parent / "training.pt").exists() and ours.read_bytes() != theirs.read_bytes():
-                raise TrainingError(f"{run.folder} began from other weights than {run.init}: give another --out, or delete it to begin anew")
+        with run.alone():
+            _begin_from(run, run.init, stage)
     settings, model, batch, loss, looks = prepare(stage, run, settings)
     if run.init is not None and stage not in ("ar-prior", "decoder", "glide"):  # these have seen to it: part of them is fitted to CLIP's embeddings
         load_weights(model, run.init / stage / "model.safetensors")

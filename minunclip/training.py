@@ -121,6 +121,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def read_checkpoint(path: Path, **how: Any) -> dict[str, Any]:
+    """What `fit` has kept of a run; `how` goes to `torch.load`. TrainingError where the file is damaged, or another's."""
+    try:
+        state = torch.load(path, weights_only=True, **how)
+    except (RuntimeError, EOFError, OSError, UnpicklingError):
+        state = None
+    if not isinstance(state, dict) or "identity" not in state:
+        raise TrainingError(f"{path} is damaged: delete it, or use --resume never to start anew")
+    return state
+
+
 def save_model(folder: Path, model: nn.Module, config: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """A model as other tools know it: `model.safetensors` and `config.json`. In int8 its parameters of two dimensions or more are (see eight_bits.py)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,10 +195,7 @@ def fit(
     end = settings.steps if stop_after is None else min(stop_after, settings.steps)
     first, seconds, state = 0, 0.0, None
     if resume and checkpoint.exists():
-        try:
-            state = torch.load(checkpoint, map_location="cpu" if sharded else device, mmap=sharded, weights_only=True)
-        except (RuntimeError, EOFError, OSError, UnpicklingError):
-            raise TrainingError(f"{checkpoint} is damaged: delete it, or use --resume never to start anew") from None
+        state = read_checkpoint(checkpoint, map_location="cpu" if sharded else device, mmap=sharded)
         earlier = {"source": source, **json.loads(state["identity"])}
         if _identity({**earlier, "source": source}) != identity:
             raise TrainingError(f"{folder} holds a {name} run with other settings: give another --out, or --resume never to start anew")
@@ -278,8 +286,7 @@ def fit(
                 if writes and looked_at and validate is not None:
                     line |= validate(shown)
                 if writes:
-                    with open(log, "a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    _append(log, json.dumps(line) + "\n")
                 for board in boards:
                     show_line(board, line)
                 bar.set_postfix_str(f"loss {line['loss']:.4f}, {speed:.0f} images/s")
@@ -341,6 +348,14 @@ def _require_finite(losses: list[float], step: int, name: str) -> None:
             raise Diverged(f"{name}: the loss is {value} at step {step - len(losses) + i + 1}: lower learning_rate or use fp32; the last checkpoint is intact")
 
 
+def _append(log: Path, line: str) -> None:
+    try:
+        with open(log, "a") as file:
+            file.write(line)
+    except OSError as error:
+        raise TrainingError(f"cannot write {log} ({error}): free some space; the same command goes on from the last checkpoint") from None
+
+
 def _cut_log(log: Path, step: int) -> None:
     """Drops what a lost run had logged past the checkpoint from which this one goes on."""
     lines = [line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step] if log.exists() else []
@@ -348,8 +363,8 @@ def _cut_log(log: Path, step: int) -> None:
 
 
 def read_log(log: Path) -> list[dict[str, float]]:
-    """The lines of a JSONL log."""
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    """The lines of a JSONL log, but for one that a full disk has cut short."""
+    return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
 
 
 def plot_log(log: Path, picture: Path, name: str) -> "Figure":

@@ -1,4 +1,5 @@
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -18,12 +19,15 @@ from minunclip import cli, packing
 from minunclip.cli import main, slug
 from minunclip.config import BASELINES, CPU, PRESETS, STAGES, CheckerConfig
 from minunclip.data.checker import SceneReader
+from minunclip.data.render import render
+from minunclip.data.scenes import sample_scenes
 from minunclip.data.tokenizer import Tokenizer
 from minunclip.loading import load_model
 from minunclip.models.upsampler import Upsampler
 from minunclip.packing import EIGHT_BITS
 from minunclip.pipeline import UnCLIP, hashes, weights_id
 from minunclip.plots import evenly
+from minunclip.runs import tile
 from minunclip.safety import is_signed, read_facts
 from minunclip.training import save_model, write_atomically
 
@@ -59,6 +63,15 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["demo", "a \ud83d star", "--out", "out"], r"'a \ud83d star' is not UTF-8 text"),
         (["sample", "a star", "--weights", "no/such/folder"], "is no folder with weights"),
         (["train", "clip", "--preset", "tiny", "--steps", "0"], "at least 1"),
+        (["train", "clip", "--preset", "tiny", "--data", "emoji", "--learning_rate", "0", "--out", "run"], "at least 1"),
+        (["train", "clip", "--preset", "tiny", "--batch_size", "3", "--out", "run"], "has no room"),
+        (["train", "clip", "--preset", "tiny", "--seed", "-1", "--out", "run"], "seed -1 is out of range"),
+        (["train", "clip", "--preset", "tiny", "--seed", str(2**70), "--out", "run"], "out of range"),
+        (["train", "prior", "--preset", "tiny", "--clip", ".", "--out", "run"], "has no merges.txt"),
+        (["data", "preview", "--seed", "-1"], "seed -1 is out of range"),
+        (["sample", "a star", "--guidance", ".nan"], "a guidance of nan draws nothing"),
+        (["demo", "a star", "--guidance", ".inf"], "a guidance of inf draws nothing"),
+        (["evaluate", "--prior_guidance", "2"], "unrecognized arguments"),
         (["train", "prior", "--preset", "tiny", "--out", "run"], "has no trained CLIP"),
         (["train", "prior", "--preset", "tiny", "--out", "run", "--compile", "false", "--track", "false", "--sharded"], "has no trained CLIP"),
         (["data", "preview", "--held_out", "--count", "0"], "count is 0"),
@@ -99,6 +112,53 @@ def test_a_whole_model_of_another_preset_is_named(copy: Path, tmp_path: Path, ca
 def test_a_tokenizer_with_more_tokens_than_the_models_know_is_named(copy: Path, tmp_path: Path, capsys) -> None:
     Tokenizer([(2, 2)] + [(2, i) for i in range(3, 258)]).save(copy / "tokenizer.json")  # 514 tokens
     assert "tokenizer.json has 514 tokens" in refused(["sample", "a star", "--weights", str(copy), "--out", str(tmp_path / "x.png")], capsys)
+
+
+def test_many_pictures_are_written_as_they_come(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "AT_ONCE", 2)
+    command = ["sample", "a star", "a ring", "--count", "2", "--size", "16", "--weights", str(tiny_weights), "--out"]
+    assert main([*command, str(tmp_path / "x.png"), "--seed", "3"]) == 0
+    facts = [read_facts(tmp_path / f"x-{i}.png") for i in range(4)]
+    assert [(found["prompt"], found["seed"]) for found in facts] == [("a star", "3"), ("a star", "4"), ("a ring", "3"), ("a ring", "4")]
+    drawn, generate = [], UnCLIP.generate
+
+    def stopped(self: UnCLIP, *rest: object, **more: object) -> object:
+        drawn.append(1)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return generate(self, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(UnCLIP, "generate", stopped)
+    assert main([*command, str(tmp_path / "y.png"), "--seed", "3"]) == 130
+    assert (tmp_path / "y-1.png").read_bytes() == (tmp_path / "x-1.png").read_bytes() and not (tmp_path / "y-2.png").exists()
+
+
+def test_what_stands_in_the_way_is_said_before_anything_is_drawn(tiny_weights: Path, copy: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    weights = ["--weights", str(tiny_weights)]
+    assert "give --out the name of a folder" in refused(["demo", "a star", "--out", str(tmp_path / "file"), *weights], capsys)
+    assert "give --onnx the name of a folder" in refused(["export", "--onnx", str(tmp_path / "file"), *weights], capsys)
+    shutil.rmtree(copy / "ar-prior")
+    assert "no autoregressive prior" in refused(["evaluate", "--prior", "autoregressive", "--weights", str(copy)], capsys)
+    (tmp_path / "options.yaml").write_bytes(b"guidance: \xff\n")
+    assert "--config is not UTF-8" in refused(["sample", "a star", "--config", str(tmp_path / "options.yaml")], capsys)
+
+
+def test_guidance_and_seed_reach_the_models(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, generate = [], UnCLIP.generate
+
+    def noted(self: UnCLIP, *rest: object, **more: object) -> object:
+        given.append(inspect.signature(generate).bind(self, *rest, **more).arguments)
+        return generate(self, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(UnCLIP, "generate", noted)
+    weights = ["--weights", str(tiny_weights)]
+    assert main(["sample", "a star", "--guidance", "3", "--prior_guidance", "2.5", "--size", "16", *weights, "--out", str(tmp_path / "x.png")]) == 0
+    assert main(["demo", "a star", "--seed", "7", "--guidance", "3", *weights, "--out", str(tmp_path / "demo")]) == 0
+    assert (given[0]["guidance"], given[0]["prior_guidance"]) == (3, 2.5) and (given[1]["seed"], given[1]["guidance"]) == (7, 3)
+    picture = tmp_path / "preview.png"
+    assert main(["data", "preview", "--count", "3", "--seed", "5", "--held_out", "--out", str(picture)]) == 0
+    assert np.array_equal(np.asarray(Image.open(picture)), tile(render(sample_scenes(3, 5, True), 128)))
 
 
 def test_strange_captions_are_drawn_and_warned_of(tiny_weights: Path, tmp_path: Path, capsys) -> None:
@@ -275,6 +335,16 @@ def test_packing_an_unfinished_run_writes_nothing(tiny_run: Path, tmp_path: Path
     shutil.rmtree(run / lost)
     refused(["pack", str(run), str(tmp_path / "packed")], capsys)
     assert not (tmp_path / "packed").exists()
+
+
+def test_a_baseline_that_has_not_begun_is_left_out_of_the_pack_and_a_damaged_checkpoint_is_named(tiny_run: Path, tmp_path: Path, capsys) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("weights", "*.npy", *BASELINES)))
+    (run / "glide").mkdir()
+    (run / "glide" / "log.jsonl").touch()
+    assert main(["pack", str(run), str(tmp_path / "packed")]) == 0 and not (tmp_path / "packed" / "glide").exists()
+    capsys.readouterr()
+    (run / "decoder" / "training.pt").write_bytes(b"")
+    assert "training.pt is damaged" in refused(["pack", str(run), str(tmp_path / "packed")], capsys)
 
 
 def test_packing_that_fails_at_the_last_card_leaves_the_older_weights(tiny_run: Path, tiny_weights: Path, tmp_path: Path, capsys, monkeypatch) -> None:

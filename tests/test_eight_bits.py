@@ -45,7 +45,7 @@ def test_a_model_takes_a_quarter_of_float32_and_loads_as_any_other(tmp_path):
         assert (ours - theirs).abs().max() <= 0.005 * ours.abs().max() + 1e-7, name
 
 
-@pytest.mark.parametrize("fault", ["rows are gone", "another number of rows", "rows are no whole numbers"])
+@pytest.mark.parametrize("fault", ["rows are gone", "another number of rows", "rows are no whole numbers", "the scale is gone"])
 def test_a_scale_without_its_rows_is_refused(tmp_path, fault):
     model = Decoder(TINY.decoder)
     save_model(tmp_path, model, config_to_json(model.config), torch.int8)
@@ -54,10 +54,13 @@ def test_a_scale_without_its_rows_is_refused(tmp_path, fault):
     name = "embedding_to_vector.weight"
     if fault == "rows are gone":
         del tensors[name]
+    elif fault == "the scale is gone":
+        del tensors[name + SCALE]
     elif fault == "another number of rows":
         tensors[name + SCALE] = tensors[name + SCALE][1:].clone()
     else:
         tensors[name] = tensors[name].half()
     save_file(tensors, path)
-    with pytest.raises(ValueError, match=f"{path}: '{name}/scale' does not belong to eight-bit rows: copy the file again"):
+    said = f"'{name}' has eight bits, and no scale" if fault == "the scale is gone" else f"'{name}/scale' does not belong to eight-bit rows"
+    with pytest.raises(ValueError, match=f"{path}: {said}: copy the file again"):
         load_model("decoder", tmp_path)

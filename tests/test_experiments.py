@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from minunclip import experiments
 from minunclip.ablations import TRAININGS
@@ -17,6 +18,7 @@ from minunclip.data.captions import caption, compare, parse
 from minunclip.data.render import render
 from minunclip.data.unsaid import another, unsaid
 from minunclip.data.world import to_tensor
+from minunclip.evaluation import held_out_captions
 from minunclip.pipeline import UnCLIP
 
 
@@ -130,6 +132,21 @@ def test_all_components_give_the_embedding_back(model):
 
 
 def test_the_prior_is_compared_with_nothing_and_with_the_truth(model):
+    given, decode = [], UnCLIP.decode
+
+    def noted(self, z_i, *rest, **more):
+        given.append(z_i)
+        return decode(self, z_i, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UnCLIP, "decode", noted)
+        patch.setattr(UnCLIP, "draw_embeddings", lambda self, text, prior, seeds: (F.one_hot(torch.full((len(seeds),), len(prior)), 32).float(), None))
+        experiments.importance_of_the_prior(model, count=4)
+    scenes, texts = zip(*held_out_captions(4, 6))
+    true = model.embed(to_tensor(render(list(scenes), model.models["clip"].config.image_size)))
+    assert given[0] is None and [int(z.argmax(dim=1)[0]) for z in given[2:4]] == [len("diffusion"), len("autoregressive")]
+    torch.testing.assert_close(given[1][::2], model.read(texts).z_t)
+    torch.testing.assert_close(given[4][::2], true, atol=1e-5, rtol=0)
     table = experiments.importance_of_the_prior(model, count=4)
     assert list(table) == ["nothing", "z_t", "diffusion prior", "autoregressive prior", "true z_i", "floor"]
     assert all(row["FID"] > 0 and row.get("diversity", 0) >= 0 for row in table.values())
@@ -159,6 +176,17 @@ def test_dalle_keeps_the_candidate_that_clip_likes_best(model):
     scores = (model.embed(images) * text.z_t).sum(dim=1)
     best = [max(range(i * count, (i + 1) * count), key=lambda k: float(scores[k])) for i in range(2)]
     torch.testing.assert_close(experiments.systems(model)["DALL-E"](texts, [7, 9], 1.0), images[best])
+
+
+def test_the_sweep_guides_every_system_by_every_scale(model, monkeypatch):
+    asked = []
+
+    def system(name):
+        return lambda texts, seeds, guidance: asked.append((name, guidance)) or torch.zeros(len(texts), 3, *[model.sizes[0]] * 2)
+
+    monkeypatch.setattr(experiments, "systems", lambda model: {name: system(name) for name in experiments.GUIDED})
+    experiments.guidance_sweep(model, count=5, scales=(1.0, 4.0))
+    assert list(dict.fromkeys(asked)) == [(name, scale) for name in experiments.GUIDED for scale in (1.0, 4.0)]
 
 
 def test_the_comparison_has_every_system_and_a_floor(model):

@@ -17,7 +17,7 @@ from minunclip.cli import main
 from minunclip.config import TINY
 from minunclip.data import collection
 from minunclip.data.collection import build_collection
-from minunclip.data.files import MOST_BYTES, check_folder, list_folder, read_pictures, read_square
+from minunclip.data.files import MOST_BYTES, Unusable, check_folder, list_folder, read_pictures, read_square
 from minunclip.runs import Run
 
 
@@ -61,6 +61,8 @@ def test_orientation_alpha_palette_grey_sixteen_bits_cmyk_and_animation(tmp_path
     assert read(Image.new("L", (8, 8), 77), "grey.png")[0, 0].tolist() == [77] * 3
     deep = Image.fromarray(np.full((8, 8), 200 * 256 + 9, np.uint16))
     assert read(deep, "deep.png")[0, 0].tolist() == [200] * 3
+    with pytest.raises(Unusable, match="floating-point"):  # from 0 to 1, or to 255, or to anything
+        read(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "float.tif")
     assert read(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "print.jpg", quality=95)[0, 0, 0] > 200
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     assert read(frames[0], "moving.gif", save_all=True, append_images=frames[1:])[0, 0].tolist() == [255, 0, 0]
@@ -310,9 +312,47 @@ def test_pictures_of_a_group_are_held_out_together_and_one_group_alone_is_refuse
     world = build_collection(TINY, folder, tmp_path / "data")
     assert world.held is not None and len(world.held["pictures"]) == 5  # one in ten would be three, of a group of five
     assert not {row.tobytes() for row in world.captions[:, 0]} & {row.tobytes() for row in world.held["captions"][:, 0]}
+    for number in range(4):  # whichever comes first, never more than half of the pictures are held out
+        write([f"large {number}"] * 28 + ["little"] * 2)
+        world = build_collection(TINY, folder, tmp_path / f"data-{number}")
+        assert world.held is not None and len(world.held["pictures"]) == 2 and len(world.pictures) == 28
+    write([f"half {i % 2}" for i in range(30)])
+    assert len(build_collection(TINY, folder, tmp_path / "halves").pictures) == 15
     write(["kind"] * 30)
-    with pytest.raises(ValueError, match="of one group"):
+    with pytest.raises(ValueError, match="of one group, or nearly all"):
         build_collection(TINY, folder, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metadata.csv", "file_name,text\n01.png,a cat\n02.png,a cat, on a mat\n", "line 3 has more fields than the first: put a text with a comma in quotes"),
+        ("metadata.jsonl", '{"file_name": "01.png", "text": "a"}\n\n{"file_name": "02.png"}\n', "line 3 has no 'text'"),
+        ("metadata.jsonl", '{"file_name": "01.png", "text": "a"}\n{"file_name": 02}\n', "line 2: "),
+    ],
+)
+def test_a_list_that_is_wrong_says_in_which_line(folder: Path, name: str, content: str, message: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        list_folder(folder)
+
+
+def test_rows_of_one_picture_are_one_picture_and_notes_of_none_are_left_over(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("file_name,text,group\n01.png,a,\n01.png,b,g\n01.png,c,\n")
+    (picture,) = list_folder(folder).pictures
+    assert picture.captions == ("a", "b", "c") and picture.group == "g"
+    (folder / "metadata.csv").unlink()
+    notes = [{"image_id": 1, "caption": "a"}, {"image_id": 42, "caption": "of a picture that was taken out"}]
+    (folder / "captions.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "01.png"}], "annotations": notes}))
+    (picture,) = list_folder(folder).pictures
+    assert picture.captions == ("a",)
+
+
+def test_a_name_that_is_no_text_is_skipped_alone(folder: Path) -> None:
+    rows = [{"file_name": "\ud83d.png", "text": "a"}, {"file_name": "01.png", "text": "b", "group": "\ud83d"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list_folder(folder)
+    assert found.skipped == [("\ufffd.png", "not there")] and [picture.group for picture in found.pictures] == ["\ufffd"]
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def upload_file(repo_id: str, path_or_fileobj: bytes, path_in_repo: str) -> None:
         (tmp_path / "remote" / path_in_repo).write_bytes(path_or_fileobj)
 
-    monkeypatch.setattr(hub, "create_repo", lambda name, private, exist_ok: f"https://hub/{name}")
+    monkeypatch.setattr(hub, "create_repo", lambda name, private, exist_ok: f"https://hub/{name}{' for its owner alone' * private}")
     monkeypatch.setattr(hub, "upload_folder", upload_folder)
     monkeypatch.setattr(hub, "upload_file", upload_file)
     return tmp_path / "remote"
@@ -113,6 +113,7 @@ def test_what_is_pushed_comes_back(cache: Path, remote: Path, tmp_path: Path, ca
         f'("{NAME}")',
     ):
         assert card.count(part) == 1, part
+    assert main(["push", str(copy), NAME, "--private"]) == 0 and capsys.readouterr().out == f"https://hub/{NAME} for its owner alone\n"
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"weights": "of others"}))
     assert main(["push", str(copy), NAME, "--figures", str(other)]) == 2 and main(["push", str(copy), "nameless"]) == 2

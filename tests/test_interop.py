@@ -184,6 +184,27 @@ def test_open_clip_says_its_activation_and_heads(pictures: Tensor, tmp_path: Pat
         close(CLIP.from_openai(tmp_path).encode_image(pictures.float()), expected.encode_image(pictures.float()))
 
 
+def test_pictures_are_normalised_as_the_published_config_says(pictures: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = OpenAICLIP().state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+    # by a half, and a half: normalised are then the pictures themselves; OpenAI's own gets those that are, once it has normalised them
+    expected = clip_from_state_dict(state, head_channels=HEAD).encode_image((2 * (std * pictures + mean) - 1).float())
+    towers = {"text_cfg": {"width": TEXT_WIDTH, "heads": TEXT_WIDTH // HEAD}, "vision_cfg": {"head_width": HEAD}, "quick_gelu": True}
+    half = [0.5, 0.5, 0.5]
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": towers, "preprocess_cfg": {"mean": half, "std": half}}))
+    close(CLIP.from_openai(tmp_path).encode_image(pictures.float()), expected)
+    (tmp_path / "open_clip_config.json").unlink()
+    of_text, of_vision = ({"hidden_size": width, "num_attention_heads": width // HEAD} for width in (TEXT_WIDTH, WIDTH))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": of_text, "vision_config": of_vision}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": half, "image_std": half}))
+    close(CLIP.from_openai(tmp_path).encode_image(pictures.float()), expected)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": half, "image_std": [0.5, 0.0, 0.5]}))
+    with pytest.raises(ValueError, match="three numbers each, the second above 0"):
+        CLIP.from_openai(tmp_path)
+
+
 @pytest.mark.slow
 def test_the_chain_trains_on_a_published_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = hugging_face("quick_gelu", words=517)
@@ -264,6 +285,12 @@ def test_what_a_config_cannot_mean_is_said_in_a_line(tmp_path: Path) -> None:
             CLIP.from_openai(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {"hidden_size": TEXT_WIDTH, "num_attention_heads": 7}}))
     with pytest.raises(ValueError, match="no multiple of its num_attention_heads, 7"):
+        CLIP.from_openai(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}))
+    with pytest.raises(ValueError, match="'quick_gelu' for captions, 'gelu' for pictures"):
+        CLIP.from_openai(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="config.json holds no JSON object, but a list"):
         CLIP.from_openai(tmp_path)
 
 

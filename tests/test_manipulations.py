@@ -60,6 +60,7 @@ def test_variations_start_from_the_picture_and_spread_with_eta(model, pictures):
     assert 0 < spread[0] < spread[1]
     again = variations(model, pictures, 2, eta=1.0, steps=20)
     assert torch.equal(again, much)
+    assert not torch.equal(variations(model, pictures, 2, eta=1.0, seed=9, steps=20), much)
 
 
 def test_interpolation_ends_at_both_pictures(model, pictures):
@@ -71,6 +72,8 @@ def test_interpolation_ends_at_both_pictures(model, pictures):
     torch.testing.assert_close(frames[0, 2], back[1], atol=1e-3, rtol=0)
     fixed = interpolate(model, start, end, [0.0], noise_seed=3, steps=20)
     assert (fixed[:, 0] - frames[:, 0]).abs().mean() > 0.01
+    ends = [interpolate(model, first, end, [share], noise_seed=3, steps=20) for first, share in ((start, 1.0), (end, 0.0))]
+    torch.testing.assert_close(*ends, atol=1e-3, rtol=0)  # one noise all the way
 
 
 def test_a_text_diff_starts_at_the_picture_and_turns_z_i(model, pictures, monkeypatch):
@@ -82,6 +85,7 @@ def test_a_text_diff_starts_at_the_picture_and_turns_z_i(model, pictures, monkey
     z_i = model.embed(pictures)
     z_d = torch.nn.functional.normalize(model.read(["a blue star", "a heart"]).z_t - model.read(["a red star", "a ring"]).z_t, dim=1)
     torch.testing.assert_close(asked[0], z_i, atol=1e-5, rtol=0)
+    torch.testing.assert_close(frames[:, 0], model.redraw(*model.invert(pictures, 20), range(2), 20), atol=1e-3, rtol=0)
     whole = torch.acos((z_i * z_d).sum(dim=1))
     for share, z in zip((0.25, 0.5), asked[1:]):
         turned = torch.acos((z_i * z).sum(dim=1).clamp(-1, 1))

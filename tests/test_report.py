@@ -9,7 +9,7 @@ from PIL import Image
 from minunclip import report
 from minunclip.cli import WEIGHTS, main
 from minunclip.config import BASELINES
-from minunclip.data.captions import LEVELS
+from minunclip.data.captions import LEVELS, compare, describes, parse
 from minunclip.data.render import render
 from minunclip.evaluation import held_out_captions
 from minunclip.experiments import unused
@@ -48,6 +48,15 @@ def test_true_pictures_are_all_right_and_as_far_from_real_ones_as_the_floor(mode
     assert judged.figures(None)["accuracy"]["all_right"] < 0.5 and "fid" not in judged.figures(None)
 
 
+def test_one_picture_again_and_again_is_precise_and_recalls_itself_alone(model):
+    real = torch.nn.functional.normalize(torch.randn(40, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    judged = report.Judged(model)
+    judged.reports, judged.z_i = [compare(parse("a star"), held_out_captions(1)[0][0])] * 40, [real[:1].repeat(40, 1)]
+    judged.z_t = judged.z_i
+    figures = judged.figures((real, real))
+    assert figures["precision"] == 1 and figures["recall"] == pytest.approx(1 / 40) and figures["clip_score"] == pytest.approx(1)
+
+
 def test_a_prior_that_knows_the_picture_has_cosine_one(model, monkeypatch):
     pairs = held_out_captions(12)
     true = report.embed_scenes(model, [scene for scene, _ in pairs], 32)
@@ -60,6 +69,25 @@ def test_a_prior_that_knows_the_picture_has_cosine_one(model, monkeypatch):
     assert figures["modality_gap"]["all"] == pytest.approx(float((true.mean(0) - text.z_t.mean(0)).norm()), abs=1e-5)
 
 
+def test_figures_of_priors_are_of_their_own_levels_and_draws(model, monkeypatch):
+    pairs = held_out_captions(12)
+    true = report.embed_scenes(model, [scene for scene, _ in pairs], 32)
+    levels = torch.arange(12) % 4
+
+    def draw(self, text, prior, seeds):
+        return (-true if seeds[0] >= 2**31 else true * (levels[:, None] + 1.0)), true
+
+    monkeypatch.setattr(UnCLIP, "draw_embeddings", draw)
+    figures = report.prior_figures(model, pairs)
+    assert [figures["diffusion"][level] for level in LEVELS] == pytest.approx([1, 2, 3, 4])
+    assert [figures["same_caption"][level] for level in LEVELS] == pytest.approx([-1, -2, -3, -4])
+
+
+def test_a_probe_is_asked_about_pictures_that_it_was_not_fitted_to(model, monkeypatch):
+    monkeypatch.setattr(report, "embed_scenes", lambda model, scenes, size: torch.randn(len(scenes), 400, generator=torch.Generator().manual_seed(0)))
+    assert report.probe(model, count=600)["shape"] < 0.4  # embeddings that know nothing: 400 numbers fit 150 pictures exactly
+
+
 def test_retrieval_by_chance_is_poor_and_by_a_clip_that_knows_is_perfect(model, monkeypatch):
     by_chance = report.clip_figures(model, count=50)
     assert by_chance["full"]["image_to_text"] < 0.3  # twelve steps teach little
@@ -70,14 +98,15 @@ def test_retrieval_by_chance_is_poor_and_by_a_clip_that_knows_is_perfect(model, 
 
 
 def test_binding_asks_for_captions_that_differ_in_the_relation_alone(model, monkeypatch):
-    asked = []
+    asked, shown = [], []
 
     def read(self, captions):
         asked.append(captions)
-        return type("Text", (), {"z_t": torch.full((len(captions), 32), 1.0 if len(asked) == 1 else -1.0)})
+        true = torch.tensor([describes(text, scene) for text, scene in zip(captions, shown)])
+        return type("Text", (), {"z_t": torch.where(true, 1.0, -1.0)[:, None].expand(-1, 32)})
 
     monkeypatch.setattr(UnCLIP, "read", read)
-    monkeypatch.setattr(report, "embed_scenes", lambda model, scenes, size: torch.ones(len(scenes), 32))
+    monkeypatch.setattr(report, "embed_scenes", lambda model, scenes, size: shown.extend(scenes) or torch.ones(len(scenes), 32))
     assert report.binding(model, count=30) == 1.0
     words = {"left", "right", "above", "below", "over", "under", "to", "the", "of"}
     for true, false in zip(*asked):

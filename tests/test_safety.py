@@ -67,6 +67,9 @@ def test_a_list_of_terms(tmp_path):
     path.write_bytes(b"\xff\xfeh")
     with pytest.raises(ValueError, match="UTF-8"):
         read_terms(path)
+    path.write_text("heart\n\U0001f52b\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="'\U0001f52b' has no letter and no figure, and would never be found"):
+        read_terms(path)
 
 
 def test_a_detector_is_the_minimum_of_its_loss_and_tells_clouds_apart():

@@ -32,9 +32,14 @@ DROPS = replace(
 )
 def test_conditions_are_dropped_as_often_as_the_config_says(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, stage, loss_name, chances) -> None:
     seen: list[list[Tensor]] = []
+    times: list[Tensor] = []
 
     def look(*given: Tensor) -> Tensor:
         seen.append([drop.float() for drop in given[-len(chances) :]])
+        if stage != "ar-prior":
+            times.append(given[6])
+        if loss_name == "decoder_loss":  # scaled, as it will be in use
+            torch.testing.assert_close(given[3].norm(dim=1), torch.full((500,), 32**0.5))
         return torch.zeros(1)
 
     monkeypatch.setattr(stages, loss_name, look)
@@ -46,8 +51,16 @@ def test_conditions_are_dropped_as_often_as_the_config_says(tiny_run: Path, monk
     assert [drop.shape for drop in drops] == len(chances) * [(4000,)]
     for drop, chance in zip(drops, chances, strict=True):
         assert float(drop.mean()) == pytest.approx(chance, abs=0.03)  # four standard deviations
+    if times:  # all of them, alike
+        every = torch.cat(times)
+        assert (int(every.min()), int(every.max())) == (0, 999) and float(every.float().mean()) == pytest.approx(499.5, abs=20)
     if len(chances) == 2:  # independent of each other
         assert float((drops[0] * drops[1]).mean()) == pytest.approx(chances[0] * chances[1], abs=0.03)
+
+
+def test_the_codes_grow_colder_along_a_cosine(tiny_run: Path) -> None:
+    batch = prepare("dalle-vae", Run(TINY, tiny_run, torch.device("cpu")), replace(TINY.training["dalle-vae"], steps=100))[2]
+    assert [float(batch(step)["temperature"][0]) for step in (0, 50, 100)] == pytest.approx([1, (1 + 1 / 16) / 2, 1 / 16])
 
 
 def test_what_embeddings_find_stands_below_what_they_should() -> None:

@@ -428,6 +428,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(TrainingError, match=r"training.pt is damaged: [^\n]*$"):
             run(tmp_path)
+    torch.save({"step": 10}, path)  # of somebody else
+    with pytest.raises(TrainingError, match="training.pt is damaged"):
+        run(tmp_path)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed: file write failed\nmore")])
@@ -455,6 +458,19 @@ def test_a_full_disk_leaves_the_old_model(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert re.fullmatch(r"cannot write .*model.safetensors \(.*\): what stood there is intact; [^\n]*\n", done.stdout), done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_log_that_the_disk_cut_short_is_read_as_far_as_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "lo')
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 10, "loss": 1.0}]
+
+    def full(log: Path, line: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match=r"cannot write .*log.jsonl \(.*No space left"):
+        real = open
+        patch.setattr("builtins.open", lambda path, mode="r", *rest, **more: full(path, mode) if mode == "a" else real(path, mode, *rest, **more))
+        training._append(tmp_path / "log.jsonl", "{}\n")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

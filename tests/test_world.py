@@ -79,6 +79,13 @@ def test_a_run_folder_holds_one_world_and_settings_that_do_not_draw_do_not_chang
         build_world(SMALL, tmp_path, seed=1)
 
 
+def test_a_world_that_was_not_finished_is_in_nobodys_way(tmp_path: Path) -> None:
+    home = build_world(SMALL, tmp_path).folder
+    (home / "done").unlink()
+    other = build_world(SMALL, tmp_path, seed=1).folder
+    assert other != home and not home.exists()
+
+
 def test_every_other_scene_is_the_twin_of_the_one_before(tmp_path: Path) -> None:
     """Twins share their background, and so most of their pixels; neighbours that are not twins share few."""
     pictures = build_world(replace(SMALL, world=replace(SMALL.world, training_scenes=200)), tmp_path).pictures

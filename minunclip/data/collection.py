@@ -8,6 +8,7 @@ function of the seed and the step (`Run.draw`), so none is lost or seen twice in
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,14 @@ def build_collection(
         raise ValueError(f"{source}: {reason}; `minunclip data check` names them")
 
     ranks = [hashlib.sha256(picture.group.encode()).hexdigest() for picture in used]
-    order = np.argsort(ranks, kind="stable")  # by group, but well mixed: who is held out does not change when pictures are added
-    last = ranks[order[min(MOST_HELD, max(1, len(used) // HELD_OUT)) - 1]]
-    held = sum(rank <= last for rank in ranks)  # whole groups
-    if held == len(used):
+    wanted, sizes_of, out = min(MOST_HELD, max(1, len(used) // HELD_OUT)), Counter(ranks), dict[str, int]()
+    for rank in sorted(sizes_of):  # whole groups, well mixed: who is held out does not change when pictures are added
+        if sum(out.values()) < wanted and sum(out.values()) + sizes_of[rank] <= max(wanted, len(used) // 2):
+            out[rank] = sizes_of[rank]
+    if not out:
         shutil.rmtree(home)
-        raise ValueError(f"{source}: all pictures are of one group, so that none can be held out: name several in its list, or none")
+        raise ValueError(f"{source}: all pictures are of one group, or nearly all, so that none can be held out: name several in its list, or none")
+    order, held = np.array(sorted(range(len(used)), key=lambda i: (ranks[i] not in out, ranks[i]))), sum(out.values())
     tokenizer = tokenizer or Tokenizer.train((text for picture in used for text in picture.captions), preset.clip.vocabulary_size)
     tokenizer.save(home / "tokenizer.json")
     if stream:

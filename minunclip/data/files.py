@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import warnings
 from collections import Counter
@@ -108,7 +109,7 @@ def list_folder(folder: Path) -> Listing:
 
 def _printable(name: str) -> str:
     """A file name may be any bytes; what of it is no UTF-8 becomes a question mark."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    return re.sub("[\ud800-\udfff]+", "\ufffd", name)
 
 
 def _inside(folder: Path, name: str) -> tuple[Path, int, int]:
@@ -172,22 +173,38 @@ def _entry(name: Any, captions: list[Any], group: Any = None) -> Entry:
 
 
 def _json_lines(content: str) -> list[Entry]:
-    rows = [json.loads(line) for line in content.split("\n") if line.strip()]  # splitlines would also cut at U+2028, which JSON allows in a string
-    return [_entry(row["file_name"], row["text"] if isinstance(row["text"], list) else [row["text"]], row.get("group")) for row in rows]
+    entries = []
+    for number, line in enumerate(content.split("\n"), 1):  # splitlines would also cut at U+2028, which JSON allows in a string
+        try:
+            if line.strip():
+                row = json.loads(line)
+                entries.append(_entry(row["file_name"], row["text"] if isinstance(row["text"], list) else [row["text"]], row.get("group")))
+        except KeyError as missing:
+            raise ValueError(f"line {number} has no {missing}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: {error.msg}, at character {error.pos + 1}") from None
+    return entries
 
 
 def _csv_rows(content: str) -> list[Entry]:
-    texts: dict[tuple[str, str | None], list[str]] = {}
-    for row in csv.DictReader(io.StringIO(content)):  # a picture may have several rows
-        texts.setdefault((row["file_name"], row.get("group") or None), []).append(row["text"] or "")
-    return [_entry(name, captions, group) for (name, group), captions in texts.items()]
+    texts: dict[str, list[str]] = {}
+    groups: dict[str, str] = {}
+    rows = csv.DictReader(io.StringIO(content))
+    for row in rows:  # a picture may have several
+        if None in row:
+            raise ValueError(f"line {rows.line_num} has more fields than the first: put a text with a comma in quotes")
+        texts.setdefault(row["file_name"], []).append(row["text"] or "")
+        if row.get("group"):
+            groups.setdefault(row["file_name"], row["group"])
+    return [_entry(name, captions, groups.get(name)) for name, captions in texts.items()]
 
 
 def _coco(content: str) -> list[Entry]:
     found = json.loads(content)
     texts: dict[int, list[str]] = {image["id"]: [] for image in found["images"]}
     for note in found["annotations"]:
-        texts[note["image_id"]].append(note["caption"])
+        if note["image_id"] in texts:  # those of pictures that were taken out are left over
+            texts[note["image_id"]].append(note["caption"])
     return [_entry(image["file_name"], texts[image["id"]]) for image in found["images"]]
 
 
@@ -275,6 +292,8 @@ def read_square(content: bytes, rng: np.random.Generator | None = None) -> Image
         raise
     except Exception as error:  # readers of damaged pictures raise what they like
         raise Unusable("empty" if not content else "no picture" if isinstance(error, Image.UnidentifiedImageError) else "broken") from None
+    if upright.mode == "F":
+        raise Unusable("of floating-point numbers")
     if upright.mode.startswith("I"):  # 16 bits a pixel
         upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if upright.mode in ("RGBA", "LA", "PA", "La") or "transparency" in upright.info:

@@ -6,7 +6,7 @@ over; and the constant that this leaves goes into the positions. The activation 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -95,13 +95,18 @@ def _openai_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def clip_from_state_dict(
-    state: Mapping[str, Tensor], activation: str = "quick_gelu", head_channels: int = HEAD_CHANNELS, image_head_channels: int | None = None
+    state: Mapping[str, Tensor],
+    activation: str = "quick_gelu",
+    head_channels: int = HEAD_CHANNELS,
+    image_head_channels: int | None = None,
+    mean: Sequence[float] = IMAGE_MEAN,
+    std: Sequence[float] = IMAGE_STD,
 ) -> CLIP:
     """A CLIP of OpenAI's, open_clip's or Hugging Face's as this package's: same embeddings, for pictures in [-1, 1]; captions by `Tokenizer.from_clip`.
 
-    All of it is read off the state dict but for the activation (open_clip's own models have "gelu") and the channels a head (the image tower's,
-    if they are others). ValueError names the first key that does not belong, is missing, or has another shape. Load the file with safetensors: a
-    pickle can run anything.
+    All of it is read off the state dict but for the activation (open_clip's own models have "gelu"), the channels a head (the image tower's, if they are
+    others), and the channels' mean and deviation by which pictures in [0, 1] were normalised. ValueError names the first key that does not belong, is
+    missing, or has another shape. Load the file with safetensors: a pickle can run anything.
     """
     given = {name: tensor for name, tensor in state.items() if not any(re.fullmatch(pattern, name) for pattern in IGNORED)}
     if any(name.startswith("vision_model.") for name in given):
@@ -129,10 +134,12 @@ def clip_from_state_dict(
         )
 
     # (x + 1) / 2 - mean, over std: a factor for each channel, and a constant, which every patch gets with its position
-    mean, std = (torch.tensor(values, dtype=patches.dtype)[None, :, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
-    constant = (patches * (0.5 - mean) / std).sum(dim=(1, 2, 3))
+    if not all(len(values) == 3 and all(isinstance(value, float | int) for value in values) for values in (mean, std)) or min(std) <= 0:
+        raise ValueError(f"pictures cannot be normalised by a mean of {mean} and a deviation of {std}: three numbers each, the second above 0")
+    middle, spread = (torch.tensor(values, dtype=patches.dtype)[None, :, None, None] for values in (mean, std))
+    constant = (patches * (0.5 - middle) / spread).sum(dim=(1, 2, 3))
     ours["image_positions"] = torch.cat([positions[:1], positions[1:] + constant])
-    ours["patch_embedding.weight"] = (patches / (2 * std)).flatten(1)
+    ours["patch_embedding.weight"] = (patches / (2 * spread)).flatten(1)
     for projection in ("image_projection.weight", "text_projection.weight"):
         if projection in ours:
             ours[projection] = ours[projection].T
@@ -171,17 +178,21 @@ def _channels(tower: Mapping[str, Any], width: str, usual_width: int, heads: str
 def clip_from_folder(path: Path) -> CLIP:
     """A published CLIP from a folder as the Hub has it, Hugging Face's or open_clip's, or from a .safetensors file or the index of its shards.
 
-    A `config.json` or `open_clip_config.json` beside the weights says what they do not; without one it is taken for OpenAI's own. ValueError as
+    A `config.json` (and `preprocessor_config.json`) or `open_clip_config.json` beside the weights says what they do not; without one it is taken for
+    OpenAI's own. ValueError as
     in `clip_from_state_dict`, or with the file that is missing.
     """
     folder = path if path.is_dir() else path.parent
     if (folder / "open_clip_config.json").is_file():
-        config = read_json(folder / "open_clip_config.json").get("model_cfg") or {}
+        whole = read_json(folder / "open_clip_config.json")
+        config, pictures = whole.get("model_cfg") or {}, whole.get("preprocess_cfg") or {}
         text, vision = config.get("text_cfg") or {}, config.get("vision_cfg") or {}
         options = {
             "activation": "quick_gelu" if config.get("quick_gelu") else "gelu",
             "head_channels": _channels(text, "width", 512, "heads", 8),
             "image_head_channels": vision.get("head_width", HEAD_CHANNELS),
+            "mean": pictures.get("mean", IMAGE_MEAN),
+            "std": pictures.get("std", IMAGE_STD),
         }
     elif (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
@@ -191,10 +202,14 @@ def clip_from_folder(path: Path) -> CLIP:
         acts = [tower.get("hidden_act", "quick_gelu") for tower in (text, vision)]
         if acts[0] != acts[1]:
             raise ValueError(f"{folder / 'config.json'} has the hidden_act {acts[0]!r} for captions, {acts[1]!r} for pictures: this package has one for both")
+        beside = folder / "preprocessor_config.json"
+        pictures = read_json(beside) if beside.is_file() else {}
         options = {
             "activation": acts[0],
             "head_channels": _channels(text, "hidden_size", 512, "num_attention_heads", 8),
             "image_head_channels": _channels(vision, "hidden_size", 768, "num_attention_heads", 12),
+            "mean": pictures.get("image_mean", IMAGE_MEAN),
+            "std": pictures.get("image_std", IMAGE_STD),
         }
     else:
         options = {}
