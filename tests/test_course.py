@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minunclip.course import CHECKS, artefact, check, keep
+from minunclip.course import CHECKS, MAY_BE_NONE, artefact, check, keep
 from minunclip.data.captions import describes
 
 
@@ -427,6 +427,12 @@ def test_a_check_passes_the_solution_and_is_soft_on_the_stub(exercise, capsys):
 def test_a_check_explains_what_is_wrong(exercise, mutant, said):
     with pytest.raises(AssertionError, match=said):
         check(exercise, mutant)
+
+
+@pytest.mark.parametrize("exercise", sorted(set(CHECKS) - MAY_BE_NONE))
+def test_whoever_forgets_to_return_is_told_so(exercise):
+    with pytest.raises(AssertionError, match="gives nothing back"):
+        check(exercise, lambda *given: None)
 
 
 def test_an_unknown_exercise_is_named():

@@ -191,8 +191,8 @@ def clip_from_folder(path: Path) -> CLIP:
             "activation": "quick_gelu" if config.get("quick_gelu") else "gelu",
             "head_channels": _channels(text, "width", 512, "heads", 8),
             "image_head_channels": vision.get("head_width", HEAD_CHANNELS),
-            "mean": pictures.get("mean", IMAGE_MEAN),
-            "std": pictures.get("std", IMAGE_STD),
+            "mean": pictures.get("mean") or IMAGE_MEAN,
+            "std": pictures.get("std") or IMAGE_STD,
         }
     elif (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
@@ -208,8 +208,8 @@ def clip_from_folder(path: Path) -> CLIP:
             "activation": acts[0],
             "head_channels": _channels(text, "hidden_size", 512, "num_attention_heads", 8),
             "image_head_channels": _channels(vision, "hidden_size", 768, "num_attention_heads", 12),
-            "mean": pictures.get("image_mean", IMAGE_MEAN),
-            "std": pictures.get("image_std", IMAGE_STD),
+            "mean": pictures.get("image_mean") or IMAGE_MEAN,
+            "std": pictures.get("image_std") or IMAGE_STD,
         }
     else:
         options = {}
