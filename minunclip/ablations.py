@@ -211,7 +211,6 @@ def decoder_choices(
         "8 context tokens": {"context_tokens": 8},
         "embedding dropped in 5 %": {"embedding_drop": 0.05},
         "caption never shown": {"caption_drop": 1.0},
-        "embedding dropped in 30 %": {"embedding_drop": 0.3},
     }
     return _decoders(model, folder, count, scenes, seed, settings, width, changes)
 
