@@ -58,7 +58,7 @@ def read_ratings(path: Path) -> list[tuple[Path, float]]:
                     rating = math.nan
                 if not math.isfinite(rating):
                     raise ValueError(f"{path}, line {rows.line_num}: {row['rating']!r} is no number")
-                if None in row:
+                if any(row.get(None) or ()):  # type: ignore[call-overload]
                     raise ValueError(f"{path}, line {rows.line_num}: more fields than in the first line: write 3.5, not 3,5")
                 if not row["file_name"]:
                     raise ValueError(f"{path}, line {rows.line_num}: no file_name")

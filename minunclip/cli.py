@@ -146,7 +146,7 @@ def train(
 
 
 def published_clip(folder: Path) -> CLIP:
-    """The CLIP of a folder as the Hub has it, with its words. ValueError where one of the two is missing, or they are not of one model."""
+    """The CLIP of a folder as the Hub has it. ValueError where it lacks words, or has more than the CLIP knows."""
     if not any((folder / name).is_file() for name in ("merges.txt", "tokenizer.json")):
         raise ValueError(f"{folder} has no merges.txt, CLIP's words: give --clip a folder with a CLIP as the Hub has it")
     published, words = CLIP.from_openai(folder).float(), len(Tokenizer.from_clip(folder))
@@ -254,7 +254,7 @@ def sample(
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     warn(model, captions)
     texts = [text for text in captions for _ in range(count)]
-    seeds = [seed + i for _ in captions for i in range(count)]
+    seeds = model.seeds_for([seed + i for _ in captions for i in range(count)], len(texts))
     facts: dict[str, object] = {"prior": prior, "guidance": guidance, "prior_guidance": prior_guidance}
     facts |= {"sampler": sampler_of(model), "weights": weights_id(Path(weights))}
     pictures: list[np.ndarray] = []
@@ -643,8 +643,8 @@ def main(arguments: list[str] | None = None) -> int:
         COMMANDS[name](**values)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        anew = " without --resume never" if values.get("resume") == "never" else ""
-        print("stopped" + (f"; the same command{anew} goes on from the last checkpoint" if name == "train" else ""), file=sys.stderr)
+        how = "with --resume auto in place of never the command" if values.get("resume") == "never" else "the same command"
+        print("stopped" + (f"; {how} goes on from the last checkpoint" if name == "train" else ""), file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,7 +23,7 @@ def to_rows(tensors: dict[str, Tensor], names: Collection[str]) -> dict[str, Ten
 
 
 def from_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `to_rows` has packed, as float16; other tensors as they are. ValueError where a scale has no rows, or another number of them."""
+    """What `to_rows` has packed, as float16; other tensors as they are. ValueError where a scale has no rows, or another number of them, or rows no scale."""
     for name in (name for name in tensors if name.endswith(SCALE)):
         rows = tensors.get(name.removesuffix(SCALE))
         if rows is None or rows.dtype != torch.int8 or tensors[name].shape != rows.shape[:1]:

@@ -39,7 +39,8 @@ def model_card(folder: Path, name: str, figures: str = "") -> str:
     stages: list[str] = []
     common: dict[str, None] = {}  # paragraphs, each once
     for path in sorted(folder.glob("*/card.md")):
-        title, what, *rest = [*path.read_text(encoding="utf-8").strip().split("\n\n"), ""]
+        title, _, text = path.read_text(encoding="utf-8").strip().partition("\n\n")
+        what, *rest = text.split("\n\n")
         common |= dict.fromkeys(text for text in rest if not text.startswith(("|", "!")))
         tables = [text.replace("](", f"]({path.parent.name}/") for text in rest if text.startswith(("|", "!"))]
         stages.append("\n\n".join([f"#{title}", what, *tables]))
@@ -49,7 +50,7 @@ def model_card(folder: Path, name: str, figures: str = "") -> str:
     head = f"---\nlicense: {licence}\nlibrary_name: minunclip\npipeline_tag: text-to-image\ntags:\n- unclip\n- dall-e-2\n---\n\n# {name.split('/')[-1]}"
     use = f'```python\nfrom minunclip.pipeline import UnCLIP\n\npictures = UnCLIP.from_pretrained("{name}").generate(["a red circle"], seed=7).pictures\n```'
     what = "unCLIP, or DALL-E 2 ([arXiv 2204.06125](https://arxiv.org/abs/2204.06125)), trained with minunclip: from a caption to a picture."
-    figures = f"## Figures\n\n{figures}" if figures else "## Figures\n\nNot measured."
+    figures = f"## Figures\n\n{figures.strip()}" if figures else "## Figures\n\nNot measured."
     return "\n\n".join([head, what, use, "## Data, licence, limits", *common, figures, *stages]) + "\n"
 
 

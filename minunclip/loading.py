@@ -126,7 +126,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".json":
         return read_tensors(path, "give a folder or a .safetensors file")
     index = read_json(path, "give a folder or a .safetensors file")
-    shard_of = index.get("weight_map") if isinstance(index, dict) else None
+    shard_of = index.get("weight_map")
     if not isinstance(shard_of, dict) or any(not isinstance(shard, str) or Path(shard).name != shard for shard in shard_of.values()):
         raise ValueError(f"{path} is no index of shards: it must have a weight_map from keys to files beside it")
     shards = {shard: read_tensors(path.parent / shard, "a shard is missing, download it too") for shard in sorted(set(shard_of.values()))}

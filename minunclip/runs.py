@@ -1,6 +1,8 @@
 """One training of the chain: its folder, its data, CLIP's frozen embeddings, and what every stage of it draws at random."""
 
 import os
+import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -63,6 +65,7 @@ class Run:
         tokenizer = self.tokenizer if self.init is None else Tokenizer.load(self.init / "tokenizer.json")
         tokenizer = tokenizer if self.published is None else Tokenizer.from_clip(self.published)
         with self.alone():
+            _forget_unfinished(self.folder / "data")
             if self.data is None:
                 return build_world(self.preset, self.folder / "data", self.seed, tokenizer)
             return build_collection(self.preset, self.data, self.folder / "data", self.seed, tokenizer, self.crop, self.stream)
@@ -149,6 +152,13 @@ class Run:
     def captions(self, index: np.ndarray, rng: np.random.Generator) -> Tensor:
         """One caption of a random level for each scene, (B, L) padded."""
         return torch.from_numpy(self.world.captions[index, rng.integers(self.world.captions.shape[1], size=len(index))].astype(np.int64))
+
+
+def _forget_unfinished(home: Path) -> None:
+    """Deletes worlds of which the drawing or reading was stopped, which nobody has learned from: they would be in the way of another. Under the lock."""
+    for path in home.glob("world-*"):
+        if re.fullmatch(r"world-[0-9a-f]{12}", path.name) and path.is_dir() and not path.is_symlink() and not (path / "done").exists():
+            shutil.rmtree(path)
 
 
 @lru_cache(maxsize=2)

@@ -318,8 +318,6 @@ def prepare(stage: str, run: Run, settings: TrainingConfig | None = None) -> tup
     """What `training.fit` needs for a stage: settings that suit the device, an untrained model on it, batches, the loss, and what to look at."""
     settings = settings or run.preset.training[stage]
     settings = replace(settings, compile=settings.compile and run.device.type != "cpu", sharded=settings.sharded and stage not in WHOLE)
-    if stage == "clip":
-        _require_pairs(run, settings)
     with first_one_then_all():
         _prepare_files(stage, run)
     torch.manual_seed(run.seed)
@@ -360,12 +358,14 @@ def _begin_from(run: Run, init: Path, stage: str) -> None:
             for name in (*(() if other == stage else ("card.md", "loss.png")), "config.json", "model.safetensors"):  # the model last: it says that all is there
                 if theirs.with_name(name).exists():
                     write_atomically(ours.with_name(name), partial(shutil.copyfile, theirs.with_name(name)))
-        elif other != stage and not (ours.parent / "training.pt").exists() and ours.read_bytes() != theirs.read_bytes():
+        elif other != stage and ours.read_bytes() != theirs.read_bytes() and not (ours.parent / "training.pt").exists():
             raise TrainingError(f"{run.folder} began from other weights than {init}: give another --out, or delete it to begin anew")
 
 
 def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resume: bool = True, **options: Any) -> nn.Module:
     """Trains one stage of STAGES or BASELINES in `run.folder / stage` and returns its moving average; `options` go to `training.fit`."""
+    if stage == "clip":
+        _require_pairs(run, settings or run.preset.training[stage])
     if run.init is not None and rank() == 0:
         with run.alone():
             _begin_from(run, run.init, stage)

@@ -125,10 +125,12 @@ def read_checkpoint(path: Path, **how: Any) -> dict[str, Any]:
     """What `fit` has kept of a run; `how` goes to `torch.load`. TrainingError where the file is damaged, or another's."""
     try:
         state = torch.load(path, weights_only=True, **how)
+    except PermissionError:
+        raise
     except (RuntimeError, EOFError, OSError, UnpicklingError):
         state = None
     if not isinstance(state, dict) or "identity" not in state:
-        raise TrainingError(f"{path} is damaged: delete it, or use --resume never to start anew")
+        raise TrainingError(f"{path} is damaged: train this stage anew, with --resume never")
     return state
 
 

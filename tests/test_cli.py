@@ -114,12 +114,16 @@ def test_a_tokenizer_with_more_tokens_than_the_models_know_is_named(copy: Path, 
     assert "tokenizer.json has 514 tokens" in refused(["sample", "a star", "--weights", str(copy), "--out", str(tmp_path / "x.png")], capsys)
 
 
-def test_many_pictures_are_written_as_they_come(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_pictures_are_written_as_they_come(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(cli, "AT_ONCE", 2)
     command = ["sample", "a star", "a ring", "--count", "2", "--size", "16", "--weights", str(tiny_weights), "--out"]
     assert main([*command, str(tmp_path / "x.png"), "--seed", "3"]) == 0
     facts = [read_facts(tmp_path / f"x-{i}.png") for i in range(4)]
     assert [(found["prompt"], found["seed"]) for found in facts] == [("a star", "3"), ("a star", "4"), ("a ring", "3"), ("a ring", "4")]
+    before = files(tmp_path)
+    capsys.readouterr()
+    refused([*command, str(tmp_path / "z.png"), "--seed", str(2**32 - 1)], capsys)  # the second of two is out of range
+    assert files(tmp_path) == before
     drawn, generate = [], UnCLIP.generate
 
     def stopped(self: UnCLIP, *rest: object, **more: object) -> object:
@@ -130,6 +134,7 @@ def test_many_pictures_are_written_as_they_come(tiny_weights: Path, tmp_path: Pa
 
     monkeypatch.setattr(UnCLIP, "generate", stopped)
     assert main([*command, str(tmp_path / "y.png"), "--seed", "3"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
     assert (tmp_path / "y-1.png").read_bytes() == (tmp_path / "x-1.png").read_bytes() and not (tmp_path / "y-2.png").exists()
 
 

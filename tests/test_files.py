@@ -1,5 +1,6 @@
 """Your own pictures: real files, good ones of every kind and broken ones of every kind, from the folder to a drawn picture."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -312,22 +313,27 @@ def test_pictures_of_a_group_are_held_out_together_and_one_group_alone_is_refuse
     world = build_collection(TINY, folder, tmp_path / "data")
     assert world.held is not None and len(world.held["pictures"]) == 5  # one in ten would be three, of a group of five
     assert not {row.tobytes() for row in world.captions[:, 0]} & {row.tobytes() for row in world.held["captions"][:, 0]}
+    first = [hashlib.sha256(f"large {number}".encode()).hexdigest() < hashlib.sha256(b"little").hexdigest() for number in range(4)]
+    assert {True, False} == set(first)
     for number in range(4):  # whichever comes first, never more than half of the pictures are held out
         write([f"large {number}"] * 28 + ["little"] * 2)
         world = build_collection(TINY, folder, tmp_path / f"data-{number}")
         assert world.held is not None and len(world.held["pictures"]) == 2 and len(world.pictures) == 28
     write([f"half {i % 2}" for i in range(30)])
     assert len(build_collection(TINY, folder, tmp_path / "halves").pictures) == 15
-    write(["kind"] * 30)
-    with pytest.raises(ValueError, match="of one group, or nearly all"):
-        build_collection(TINY, folder, tmp_path / "other")
+    for groups in (["kind"] * 30, ["kind"] * 29 + ["other"]):
+        write(groups)
+        with pytest.raises(ValueError, match="of one group, or nearly all"):
+            build_collection(TINY, folder, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("metadata.csv", "file_name,text\n01.png,a cat\n02.png,a cat, on a mat\n", "line 3 has more fields than the first: put a text with a comma in quotes"),
+        ("metadata.csv", "file_name;text\n01.png;a cat, on a mat\n", "name the columns file_name and text, with a comma between them"),
         ("metadata.jsonl", '{"file_name": "01.png", "text": "a"}\n\n{"file_name": "02.png"}\n', "line 3 has no 'text'"),
+        ("captions.json", '{"images": [{"id": "1", "file_name": "01.png"}], "annotations": [{"image_id": 1, "caption": "a"}]}', "no image_id"),
         ("metadata.jsonl", '{"file_name": "01.png", "text": "a"}\n{"file_name": 02}\n', "line 2: "),
     ],
 )
@@ -338,7 +344,7 @@ def test_a_list_that_is_wrong_says_in_which_line(folder: Path, name: str, conten
 
 
 def test_rows_of_one_picture_are_one_picture_and_notes_of_none_are_left_over(folder: Path) -> None:
-    (folder / "metadata.csv").write_text("file_name,text,group\n01.png,a,\n01.png,b,g\n01.png,c,\n")
+    (folder / "metadata.csv").write_text("file_name,text,group\n01.png,a,\n01.png,b,g\n01.png,c,,\n")  # a comma at the end is no text
     (picture,) = list_folder(folder).pictures
     assert picture.captions == ("a", "b", "c") and picture.group == "g"
     (folder / "metadata.csv").unlink()

@@ -113,6 +113,7 @@ def test_what_is_pushed_comes_back(cache: Path, remote: Path, tmp_path: Path, ca
         f'("{NAME}")',
     ):
         assert card.count(part) == 1, part
+    assert "\n\n\n" not in card
     assert main(["push", str(copy), NAME, "--private"]) == 0 and capsys.readouterr().out == f"https://hub/{NAME} for its owner alone\n"
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"weights": "of others"}))

@@ -195,6 +195,8 @@ def test_pictures_are_normalised_as_the_published_config_says(pictures: Tensor, 
     half = [0.5, 0.5, 0.5]
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": towers, "preprocess_cfg": {"mean": half, "std": half}}))
     close(CLIP.from_openai(tmp_path).encode_image(pictures.float()), expected)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": towers, "preprocess_cfg": {"mean": 0.5, "std": 0.5}}))  # for every channel
+    close(CLIP.from_openai(tmp_path).encode_image(pictures.float()), expected)
     (tmp_path / "open_clip_config.json").unlink()
     of_text, of_vision = ({"hidden_size": width, "num_attention_heads": width // HEAD} for width in (TEXT_WIDTH, WIDTH))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": of_text, "vision_config": of_vision}))

@@ -53,7 +53,7 @@ def test_conditions_are_dropped_as_often_as_the_config_says(tiny_run: Path, monk
         assert float(drop.mean()) == pytest.approx(chance, abs=0.03)  # four standard deviations
     if times:  # all of them, alike
         every = torch.cat(times)
-        assert (int(every.min()), int(every.max())) == (0, 999) and float(every.float().mean()) == pytest.approx(499.5, abs=20)
+        assert int(every.min()) < 8 and 991 < int(every.max()) < 1000 and float(every.float().mean()) == pytest.approx(499.5, abs=20)
     if len(chances) == 2:  # independent of each other
         assert float((drops[0] * drops[1]).mean()) == pytest.approx(chances[0] * chances[1], abs=0.03)
 

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_clip_sees_pairs_beside_their_twins_and_a_quarter_of_them_blown_up(tmp_p
     captions = torch.from_numpy(run.world.captions.astype(np.int64))
     assert all((captions[row] == tokens).all(dim=1).any() for row, tokens in zip(rows, data["tokens"]))
     with pytest.raises(TrainingError, match="each scene stands beside its twin, for which a batch of 3"):
-        prepare("clip", run, replace(SMALL.training["clip"], batch_size=3))
+        train("clip", run, settings=replace(SMALL.training["clip"], batch_size=3))
 
 
 @pytest.mark.parametrize("stage", ["upsampler1", "upsampler2"])
@@ -80,10 +81,16 @@ def test_a_run_folder_holds_one_world_and_settings_that_do_not_draw_do_not_chang
 
 
 def test_a_world_that_was_not_finished_is_in_nobodys_way(tmp_path: Path) -> None:
-    home = build_world(SMALL, tmp_path).folder
+    home = Run(SMALL, tmp_path, torch.device("cpu")).world.folder
     (home / "done").unlink()
-    other = build_world(SMALL, tmp_path, seed=1).folder
-    assert other != home and not home.exists()
+    for name in ("world-notes", "world-0123456789ab"):
+        (home.parent / name).mkdir()
+    (home.parent / "world-notes" / "done").touch()  # whatever it is
+    with pytest.raises(ValueError, match="holds world-notes"):
+        _ = Run(SMALL, tmp_path, torch.device("cpu"), seed=1).world
+    assert [path.name for path in home.parent.iterdir()] == ["world-notes"]
+    shutil.rmtree(home.parent / "world-notes")
+    assert Run(SMALL, tmp_path, torch.device("cpu"), seed=1).world.folder != home
 
 
 def test_every_other_scene_is_the_twin_of_the_one_before(tmp_path: Path) -> None:

@@ -59,14 +59,15 @@ def build_collection(
         raise ValueError(f"{source}: {reason}; `minunclip data check` names them")
 
     ranks = [hashlib.sha256(picture.group.encode()).hexdigest() for picture in used]
-    wanted, sizes_of, out = min(MOST_HELD, max(1, len(used) // HELD_OUT)), Counter(ranks), dict[str, int]()
+    sizes_of, out, held = Counter(ranks), set(), 0
     for rank in sorted(sizes_of):  # whole groups, well mixed: who is held out does not change when pictures are added
-        if sum(out.values()) < wanted and sum(out.values()) + sizes_of[rank] <= max(wanted, len(used) // 2):
-            out[rank] = sizes_of[rank]
-    if not out:
+        if held < min(MOST_HELD, len(used) // HELD_OUT) and held + sizes_of[rank] <= len(used) // 2:
+            out.add(rank)
+            held += sizes_of[rank]
+    if held < 2:
         shutil.rmtree(home)
         raise ValueError(f"{source}: all pictures are of one group, or nearly all, so that none can be held out: name several in its list, or none")
-    order, held = np.array(sorted(range(len(used)), key=lambda i: (ranks[i] not in out, ranks[i]))), sum(out.values())
+    order = np.array(sorted(range(len(used)), key=lambda i: (ranks[i] not in out, ranks[i])))
     tokenizer = tokenizer or Tokenizer.train((text for picture in used for text in picture.captions), preset.clip.vocabulary_size)
     tokenizer.save(home / "tokenizer.json")
     if stream:

@@ -108,8 +108,8 @@ def list_folder(folder: Path) -> Listing:
 
 
 def _printable(name: str) -> str:
-    """A file name may be any bytes; what of it is no UTF-8 becomes a question mark."""
-    return re.sub("[\ud800-\udfff]+", "\ufffd", name)
+    """A file name may be any bytes; each of them that is no UTF-8 becomes a question mark."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", name)
 
 
 def _inside(folder: Path, name: str) -> tuple[Path, int, int]:
@@ -190,8 +190,10 @@ def _csv_rows(content: str) -> list[Entry]:
     texts: dict[str, list[str]] = {}
     groups: dict[str, str] = {}
     rows = csv.DictReader(io.StringIO(content))
+    if not {"file_name", "text"} <= set(rows.fieldnames or ()):
+        raise ValueError(f"the first line is {','.join(rows.fieldnames or ())!r}: name the columns file_name and text, with a comma between them")
     for row in rows:  # a picture may have several
-        if None in row:
+        if any(row.get(None) or ()):  # type: ignore[call-overload]
             raise ValueError(f"line {rows.line_num} has more fields than the first: put a text with a comma in quotes")
         texts.setdefault(row["file_name"], []).append(row["text"] or "")
         if row.get("group"):
@@ -205,6 +207,8 @@ def _coco(content: str) -> list[Entry]:
     for note in found["annotations"]:
         if note["image_id"] in texts:  # those of pictures that were taken out are left over
             texts[note["image_id"]].append(note["caption"])
+    if found["annotations"] and not any(texts.values()):
+        raise ValueError("no image_id of the annotations is the id of an image")
     return [_entry(image["file_name"], texts[image["id"]]) for image in found["images"]]
 
 

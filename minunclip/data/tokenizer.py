@@ -27,8 +27,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minunclip.training import write_atomically
-
 Pair = tuple[int, int]
 Style = Literal["own", "clip"]
 
@@ -150,8 +148,10 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON file, all of it or nothing."""
-        content = json.dumps({"format": FORMAT, "style": self.style, "merges": list(self.merges)})
-        write_atomically(Path(path), lambda temporary: temporary.write_text(content, encoding="utf-8"))
+        path = Path(path)
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        unfinished.write_text(json.dumps({"format": FORMAT, "style": self.style, "merges": list(self.merges)}), encoding="utf-8")
+        os.replace(unfinished, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":

@@ -6,7 +6,6 @@ exactly the batches that an uninterrupted one would have seen.
 
 import hashlib
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from minunclip.data.render import render
 from minunclip.data.scenes import NESTED, kind_of, sample_scenes, twin
 from minunclip.data.streams import VIEWS, Streamed, load_streams
 from minunclip.data.tokenizer import Tokenizer
-from minunclip.training import write_atomically
 
 Pictures = np.ndarray | Streamed
 READ_FOR_WORDS = 60_000  # scenes whose captions a tokenizer is trained on: more tell no more, and so `cpu` and `long` have the same one
@@ -130,12 +128,7 @@ def build_world(preset: Preset, folder: Path, seed: int = 0, tokenizer: Tokenize
 
 def require_only(home: Path) -> None:
     """ValueError where another world stands beside `home`: models trained on one know nothing of the tokens and pictures of another."""
-    others = []
-    for path in [path for path in home.parent.glob("world-*") if path != home]:
-        if (path / "done").exists():
-            others.append(path.name)
-        else:  # nobody has learned from one that was not finished
-            shutil.rmtree(path)
+    others = [path.name for path in home.parent.glob("world-*") if path != home]
     if others:
         raise ValueError(f"{home.parent} holds {others[0]}, of other data, settings or code: give another --out, or delete the whole run")
 
@@ -156,12 +149,10 @@ def load_world(home: Path) -> World:
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """A .npy file, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:  # to a path without its ending np.save would add one
-            np.save(file, array)
-
-    write_atomically(path, write)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, array)
+    os.replace(temporary, path)
 
 
 def array_on_disk(path: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:

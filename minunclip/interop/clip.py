@@ -134,7 +134,8 @@ def clip_from_state_dict(
         )
 
     # (x + 1) / 2 - mean, over std: a factor for each channel, and a constant, which every patch gets with its position
-    if not all(len(values) == 3 and all(isinstance(value, float | int) for value in values) for values in (mean, std)) or min(std) <= 0:
+    numbers = [isinstance(values, list | tuple) and [type(value) in (float, int) for value in values] == [True] * 3 for values in (mean, std)]
+    if not all(numbers) or min(std) <= 0:
         raise ValueError(f"pictures cannot be normalised by a mean of {mean} and a deviation of {std}: three numbers each, the second above 0")
     middle, spread = (torch.tensor(values, dtype=patches.dtype)[None, :, None, None] for values in (mean, std))
     constant = (patches * (0.5 - middle) / spread).sum(dim=(1, 2, 3))
@@ -179,13 +180,13 @@ def clip_from_folder(path: Path) -> CLIP:
     """A published CLIP from a folder as the Hub has it, Hugging Face's or open_clip's, or from a .safetensors file or the index of its shards.
 
     A `config.json` (and `preprocessor_config.json`) or `open_clip_config.json` beside the weights says what they do not; without one it is taken for
-    OpenAI's own. ValueError as
-    in `clip_from_state_dict`, or with the file that is missing.
+    OpenAI's own. ValueError as in `clip_from_state_dict`, or with the file that is missing.
     """
     folder = path if path.is_dir() else path.parent
     if (folder / "open_clip_config.json").is_file():
         whole = read_json(folder / "open_clip_config.json")
-        config, pictures = whole.get("model_cfg") or {}, whole.get("preprocess_cfg") or {}
+        config, pictures = whole.get("model_cfg") or {}, dict(whole.get("preprocess_cfg") or {})
+        pictures = {key: [value] * 3 if isinstance(value, float) else value for key, value in pictures.items()}  # one for all channels
         text, vision = config.get("text_cfg") or {}, config.get("vision_cfg") or {}
         options = {
             "activation": "quick_gelu" if config.get("quick_gelu") else "gelu",
@@ -204,6 +205,7 @@ def clip_from_folder(path: Path) -> CLIP:
             raise ValueError(f"{folder / 'config.json'} has the hidden_act {acts[0]!r} for captions, {acts[1]!r} for pictures: this package has one for both")
         beside = folder / "preprocessor_config.json"
         pictures = read_json(beside) if beside.is_file() else {}
+        pictures |= {} if pictures.get("do_normalize", True) else {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
         options = {
             "activation": acts[0],
             "head_channels": _channels(text, "hidden_size", 512, "num_attention_heads", 8),
