@@ -50,12 +50,16 @@ def rated_folder(folder, count=20):
     return folder / "ratings.csv"
 
 
-def test_your_own_ratings(tmp_path, tiny_weights, capsys):
-    ratings = rated_folder(tmp_path)
+def test_your_own_ratings(tmp_path, tiny_weights, capsys, monkeypatch):
+    ratings, fitted = rated_folder(tmp_path), []
+    monkeypatch.setattr("minunclip.cli.fit_probe", lambda z_i, rated: fitted.append(set(rated.tolist())) or fit_probe(z_i, rated))
     assert read_ratings(ratings)[3] == (tmp_path / "3.png", 1.5)
     assert main(["rate", str(ratings), str(tmp_path / "0.png"), "--weights", str(tiny_weights)]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("correlation with ratings it had not seen: ") and second.endswith(str(tmp_path / "0.png")) and float(second.split()[0]) < 10
+    everything = {i / 2 for i in range(20)}
+    unseen = [everything - seen for seen in fitted]  # each rating is left out once, and the last probe has seen all
+    assert [len(some) for some in unseen] == [4, 4, 4, 4, 4, 0] and set.union(*unseen) == everything
 
 
 def test_a_broken_picture_is_named(tmp_path, tiny_weights, capsys):
@@ -74,6 +78,7 @@ def test_a_broken_picture_is_named(tmp_path, tiny_weights, capsys):
         ("rating,file_name\n5\n3,b.png\n", "line 2: no file_name"),
         ("file_name,rating\nno.png,1\nno.png,2\n", "no.png"),
         ("file_name,rating\na.png,nan\nb.png,1\n", "line 2"),
+        ("file_name,rating\na.png,3,5\nb.png,1\n", "line 2: more fields than in the first line: write 3.5, not 3,5"),
         ("file_name,rating\na.png,1\n", "two pictures"),
     ],
 )
