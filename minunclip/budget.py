@@ -22,6 +22,7 @@ from minunclip.config import Preset, TrainingConfig, UpsamplerConfig
 from minunclip.distributed import layers
 from minunclip.loading import MODELS
 from minunclip.models.clip import CLIP
+from minunclip.models.decoder import Decoder
 from minunclip.training import autocast, compile_stacks, make_optimizers, recompute, update_ema
 
 BYTES = 20  # a parameter, in training: weights, gradients, two moments, moving average
@@ -122,24 +123,28 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, int, int]:
 
 
 @cache
-def _counted(stage: str, config: Any) -> tuple[int, int, int, int, int]:
-    """Parameters; `count` of what a model sees of one example in training; and the FLOPs of one of its calls in sampling."""
+def _counted(stage: str, config: Any) -> tuple[int, int, int, int, int, int]:
+    """Parameters; `count` of what a model sees of one example in training; and the FLOPs of one of its calls in sampling, and of what it does once."""
     with torch.device("meta"):
         model = MODELS[stage][0](config)
-        seen = count(model, _inputs(config, stage, whole=False))
-        return sum(p.numel() for p in model.parameters()), *seen, count(model, _inputs(config, stage, whole=True))[0]
+        seen, inputs, once = count(model, _inputs(config, stage, whole=False)), _inputs(config, stage, whole=True), 0
+        if isinstance(model, Decoder):  # which reads the caption before the first step
+            with FlopCounterMode(display=False) as counter:
+                model.encode_condition(*inputs[2:])
+            once = counter.get_total_flops()
+        return sum(p.numel() for p in model.parameters()), *seen, count(model, inputs)[0] - once, once
 
 
 def cost(stage: str, config: Any, settings: TrainingConfig) -> Cost:
     """The cost of one stage; see the head of this module for the formulas."""
-    parameters, forward, plain, recomputed, whole = _counted(stage, config)
+    parameters, forward, plain, recomputed, call, once = _counted(stage, config)
     if stage in ("clip", "ar-prior"):  # CLIP draws nothing; with cached keys and values the other sees each token once, as in one pass
         calls = int(stage == "ar-prior")
     else:
         calls = config.diffusion.sampling_steps * getattr(config, "candidates", 1)
     training = (3.0 + settings.recompute) * forward * settings.batch_size * settings.steps
     kept = recomputed if settings.recompute else plain
-    return Cost(parameters, forward, kept, kept if hasattr(config, "unet") else kept // 2, whole * calls, training)
+    return Cost(parameters, forward, kept, kept if hasattr(config, "unet") else kept // 2, call * calls + once, training)
 
 
 def budget(preset: Preset) -> dict[str, Cost]:

@@ -201,6 +201,8 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, learned_vari
     x_0, epsilon and v are linear in each other at fixed x_t, so guiding any of them is the same (before clipping).
     The variance channels are those of the conditional half.
     """
+    wide = torch.promote_types(conditional.dtype, torch.float32)  # half precision would round the difference
+    conditional, unconditional = conditional.to(wide), unconditional.to(wide)
     if not learned_variance:
         return unconditional + scale * (conditional - unconditional)
     (mean_c, variance_c), (mean_u, _) = conditional.chunk(2, dim=1), unconditional.chunk(2, dim=1)

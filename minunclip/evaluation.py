@@ -18,7 +18,8 @@ from minunclip.data.world import HELD_OUT_SEED
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features must be (N, d) of at least two pictures, not {tuple(features.shape)}")
-    return features.double().mean(dim=0), torch.cov(features.double().T).reshape(features.shape[1], -1)
+    features = features.cpu().double()  # not every accelerator has float64
+    return features.mean(dim=0), torch.cov(features.T).reshape(features.shape[1], -1)
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -44,7 +45,7 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         # k(x, y) = (x · y / d + 1)^3
-        return (x.double() @ y.double().T / x.shape[1] + 1) ** 3
+        return (x.cpu().double() @ y.cpu().double().T / x.shape[1] + 1) ** 3
 
     def within(x: Tensor) -> Tensor:
         similarity = kernel(x, x)
@@ -55,7 +56,7 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cdist(a.float(), b.float(), compute_mode="donot_use_mm_for_euclid_dist")  # the fast way loses what is near
+    return torch.cdist(a.cpu().float(), b.cpu().float(), compute_mode="donot_use_mm_for_euclid_dist")  # the fast way loses what is near
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:

@@ -99,8 +99,9 @@ def varying(model: UnCLIP, count: int = 50, etas: Sequence[float] = (0.0, 0.25, 
     truth = torch.tensor([[thing.x, thing.y, thing.rotation, *thing.shade] for thing in things])
     table = {}
     for name, varied in shown.items():
-        seen = [scene.things for scene in model.models["checker"].read(varied)]
-        same = torch.tensor([len(found) == 1 and all(getattr(found[0], a) == getattr(t, a) for a in SAID) for found, t in zip(seen, things)])
+        read = model.models["checker"].read(varied)
+        seen, ground = [scene.things for scene in read], [found.background == own.background for found, own in zip(read, copied)]
+        same = torch.tensor([k and len(f) == 1 and all(getattr(f[0], a) == getattr(t, a) for a in SAID) for k, f, t in zip(ground, seen, things)])
         change = torch.where(same[:, None], (unsaid(varied, copied) - truth).abs(), math.nan)
         row = _right(model, varied, texts) | {"pixel change": float((varied.cpu() - images.cpu().repeat_interleave(copies, dim=0)).abs().mean() / 2)}
         row["one thing"] = float(np.mean([len(found) == 1 for found in seen]))

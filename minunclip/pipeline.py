@@ -65,10 +65,13 @@ def _drawing(method: Method) -> Method:
     return wrapped  # type: ignore[return-value]
 
 
+SEEDS = 2**30  # a picture has four random streams, and a CPU's generator takes 32 bits of a seed
+
+
 def require_seed(seed: int) -> None:
     """ValueError for a seed that is out of range."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed {seed} is out of range: use 0 to {2**32 - 1}")
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"seed {seed} is out of range: use 0 to {SEEDS - 1}")
 
 
 @dataclass
@@ -210,8 +213,9 @@ class UnCLIP:
     @_drawing
     def invert(self, images: Tensor, steps: int = 250) -> tuple[Tensor, Tensor]:
         """Small pictures (B, 3, S, S) in [-1, 1] as the paper's bipartite latent (section 3): z_i (B, d) by CLIP, and x_T by DDIM inversion."""
-        if images.shape[-1] != self.sizes[0]:
-            raise ValueError(f"pictures of {images.shape[-1]} pixels cannot be inverted: the decoder draws {self.sizes[0]}, make them as large")
+        if images.shape[-2:] != (self.sizes[0], self.sizes[0]):
+            sides = " x ".join(map(str, images.shape[-2:]))
+            raise ValueError(f"pictures of {sides} pixels cannot be inverted: the decoder draws {self.sizes[0]} x {self.sizes[0]}, make them as large")
         z_i = self.embed(images)
         return z_i, invert_ddim(*self._told_of(z_i), images.to(self.device), steps, ENTRY)
 

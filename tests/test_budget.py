@@ -18,6 +18,7 @@ from minunclip.config import CPU, PRESETS, TINY, TransformerConfig
 from minunclip.diffusion import make_schedule
 from minunclip.loading import MODELS
 from minunclip.models.clip import CLIP
+from minunclip.models.decoder import Decoder, sample_decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, sample_prior
 from minunclip.models.transformer import Transformer
 from minunclip.training import recompute
@@ -205,6 +206,10 @@ def test_a_picture_costs_what_drawing_it_does(tiny: dict[str, Cost]) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         sample_prior(DiffusionPrior(config), schedule, *text, seeds=[0])
     assert counter.get_total_flops() == one.sampling
+    told = torch.randn(1, TINY.decoder.embedding_dim), torch.zeros(1, TINY.decoder.context_length, dtype=torch.int64), mask
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        sample_decoder(Decoder(TINY.decoder), schedule, *told, seeds=[0])
+    assert counter.get_total_flops() == tiny["decoder"].sampling
 
 
 @pytest.mark.slow

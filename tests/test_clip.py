@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minunclip.config import PRESETS
+from minunclip.config import PRESETS, TINY
 from minunclip.models.clip import CLIP, contrastive_loss, same_captions, zero_shot
 
 CONFIG = replace(PRESETS["tiny"].clip, context_length=12)
@@ -204,6 +204,12 @@ def test_every_parameter_learns_and_the_loss_falls() -> None:
         loss.backward()
         optimizer.step()
     assert loss < first / 4
+
+
+def test_a_stem_of_convolutions_wants_a_power_of_two() -> None:
+    for side in (1, 14):
+        with pytest.raises(ValueError, match=f"patch_size {side} is no power of 2 above 1"):
+            CLIP(replace(TINY.clip, image_size=56, patch_size=side, stem="convolutions"))
 
 
 def test_initialisation_is_clips() -> None:

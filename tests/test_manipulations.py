@@ -96,5 +96,6 @@ def test_a_text_diff_starts_at_the_picture_and_turns_z_i(model, pictures, monkey
 
 
 def test_a_picture_of_another_size_is_not_inverted(model, pictures):
-    with pytest.raises(ValueError, match="pictures of 32 pixels cannot be inverted: the decoder draws 16"):
-        model.invert(torch.zeros(1, 3, 32, 32), 20)
+    for height, width in ((32, 32), (16, 32)):
+        with pytest.raises(ValueError, match=f"pictures of {height} x {width} pixels cannot be inverted: the decoder draws 16 x 16"):
+            model.invert(torch.zeros(1, 3, height, width), 20)

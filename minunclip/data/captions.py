@@ -172,7 +172,10 @@ def _alternatives(words: dict[str, str]) -> str:
 
 _WORD_PHRASE = re.compile(r"\b(?:with )?the word \"?'?(\w+)\"?'?(?: written)?(?: (?:on|below|beside) it)?")
 _BACKGROUND_PHRASE = re.compile(rf"\b(?:on|against|in front of|over)? ?an? ({_alternatives(_BACKGROUND)}) (?:background|backdrop)\b")
-_POSITION_PHRASE = re.compile(rf"\b(?:in|at|on) the ({_alternatives(_POSITION)})\b(?! of)(?: corner| side| edge)?")
+_OF_IT = r" of the (?:picture|image|photo)\b"
+_POSITION_PHRASE = re.compile(
+    rf"\b(?:in|at|on) the ({_alternatives(_POSITION)})\b(?: corner| side| edge)?(?:{_OF_IT})?(?! of\b| left\b| right\b| corner\b| side\b| edge\b)"
+)
 _RELATION_PHRASE = re.compile(rf"\b({_alternatives(_RELATION)})\b(?: of)?")
 
 

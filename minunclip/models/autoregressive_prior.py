@@ -228,7 +228,7 @@ def sample_autoregressive(
         conditional, null = logits[:batch], logits[-batch:]
         if i == 0:
             # the top half of P(z_i . z_t | y): ask for a good match
-            token = draw(conditional.softmax(dim=-1), 0.5 + uniform[:, 0] / 2)
+            token = draw(conditional.softmax(dim=-1), (0.5 + uniform[:, 0] / 2).clamp(max=1 - 2**-24))  # rounded it may be 1
         else:
             # l_u + w (l_c - l_u); without a null pass both are the same
             guided = null + guidance * (conditional - null)

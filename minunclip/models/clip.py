@@ -124,6 +124,8 @@ def _convolutions(width: int, patch_size: int) -> nn.Sequential:
 
     Source: Xiao et al. 2021, "Early convolutions help transformers see better".
     """
+    if patch_size < 2 or patch_size & (patch_size - 1):
+        raise ValueError(f"patch_size {patch_size} is no power of 2 above 1, which a stem of convolutions needs: use the stem 'patches'")
     halvings = patch_size.bit_length() - 1
     widths = [3, *(width >> (halvings - 1 - i) for i in range(halvings))]
     layers: list[nn.Module] = []
