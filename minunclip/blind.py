@@ -4,6 +4,7 @@ Paper: section 5.2, where people compare unCLIP with GLIDE on photorealism and c
 diversity, a pair of 4 x 4 grids. Answers go to a CSV file, line by line, and a session that was cut short goes on where it stopped.
 """
 
+import base64
 import csv
 import html
 import io
@@ -120,10 +121,9 @@ def simulate(comparison: Comparison, score: Callable[[str, np.ndarray], float]) 
 def compare(comparison: Comparison, side: int = 256) -> "VBox":
     """The comparison as a widget: two pictures, a button under each. It can be left and shown again at any time."""
     from ipywidgets import HTML, Button, HBox, Layout, VBox
-    from ipywidgets import Image as Picture
 
     caption, state = HTML(), HTML()
-    pictures = [Picture(format="png", width=side, height=side) for _ in range(2)]
+    pictures = [HTML() for _ in range(2)]
     buttons = [Button(description=name, layout=Layout(width=f"{side}px")) for name in ("left", "right")]
 
     def update() -> None:
@@ -137,11 +137,12 @@ def compare(comparison: Comparison, side: int = 256) -> "VBox":
             state.value += f": {comparison.names[0]} preferred to {comparison.names[1]} in {100 * share:.1f} % ± {100 * margin:.1f}"
             return
         caption.value = f"<b>{WORDS[comparison.question]}</b><br>“{html.escape(pair.caption, quote=False)}”"
-        for widget, array in zip(pictures, (pair.left, pair.right)):
+        for widget, where, array in zip(pictures, ("left", "right"), (pair.left, pair.right)):
             buffer = io.BytesIO()
             enlarged = Image.fromarray(array).resize((side, side), Image.Resampling.NEAREST if len(array) < side else Image.Resampling.LANCZOS)
             enlarged.save(buffer, format="PNG")
-            widget.value = buffer.getvalue()
+            words = f"The {where} picture for the caption: {html.escape(pair.caption)}"
+            widget.value = f'<img alt="{words}" width="{side}" height="{side}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
     def clicked(button: Button) -> None:
         comparison.answer(button.description)

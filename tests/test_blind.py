@@ -82,7 +82,8 @@ def test_the_widget_judges_by_its_buttons_and_shows_the_rate_at_the_end(tmp_path
     assert "picture 0" in caption.value and state.value == f"0 of {COUNT} judged"
     seen = set()
     for i in range(COUNT):
-        seen.add(pictures.children[0].value)
+        assert f'alt="The left picture for the caption: picture {i}"' in pictures.children[0].value
+        seen.add(pictures.children[0].value.partition("src=")[2])
         buttons.children[0 if judged.left_is_first[i] else 1].click()
     assert len(seen) == 2  # both systems have stood on the left
     assert all(button.disabled for button in buttons.children)

@@ -1,19 +1,25 @@
 """Every notebook as it is committed: executed in order, no error, no path of a machine, words for every image, small."""
 
+import inspect
 import json
 import re
 import site
+import sys
+from functools import reduce
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
+import minunclip.manipulations  # noqa: F401  what notebooks show the source of
+import minunclip.pipeline  # noqa: F401
 from minunclip.course import CHECKS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb"))
 SIZE = 1_500_000  # bytes
+SVG = "{http://www.w3.org/2000/svg}"
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\\\")
 
 
@@ -36,14 +42,25 @@ def test_there_are_notebooks():
 
 def test_the_figure_leads_to_every_notebook_of_the_course():
     figure = ElementTree.parse(ROOT / "notebooks" / "figures" / "unclip.svg").getroot()
-    linked = {link.get("href") for link in figure.iter("{http://www.w3.org/2000/svg}a")}
+    linked = {link.get("href") for link in figure.iter(f"{SVG}a")}
     assert linked == {f"../{path.name}" for path in NOTEBOOKS if path.parent.name == "notebooks"}
+    boxes = [rect for rect in figure.iter(f"{SVG}rect") if rect.get("class") in ("box", "warm")]
+    assert len(boxes) > 15 and {id(rect) for rect in boxes} == {id(rect) for link in figure.iter(f"{SVG}a") for rect in link if rect in boxes}
 
 
 @pytest.mark.parametrize("page", ["README.md", "notebooks/README.md"])
 def test_every_notebook_of_the_course_is_in_the_map(page):
     linked = {Path(name).name for name in re.findall(r"^\| \[.*?\]\((\S+\.ipynb)\) \|", (ROOT / page).read_text(), re.MULTILINE)}
     assert linked == {path.name for path in NOTEBOOKS if path.parent.name == "notebooks"}
+
+
+def test_code_of_the_package_is_shown_as_it_is_today(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        for name in re.findall(r"getsource\((\w[\w.]*)\)", text(cell["source"])) if cell["cell_type"] == "code" else ():
+            first, *rest = name.split(".")
+            shown = "".join(text(output.get("text", "")) for output in cell["outputs"])
+            owners = [module for key, module in sys.modules.items() if key.startswith("minunclip.") and hasattr(module, first)]
+            assert owners and inspect.getsource(reduce(getattr, rest, getattr(owners[0], first))).strip() in shown, name
 
 
 def test_it_was_run_from_top_to_bottom_without_an_error(path):
@@ -61,8 +78,8 @@ def test_what_every_notebook_of_the_course_has(path):
     """A folded answer behind every guess, a table of symbols, what it made or says, checks, and where to go on."""
     cells = json.loads(path.read_text())["cells"]
     prose = "\n".join(text(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    marks = re.findall(r"\*\*Guess|<details>", prose)
-    assert "**Guess" in marks and all(after == "<details>" for mark, after in zip(marks, [*marks[1:], ""]) if mark == "**Guess")
+    marks = re.findall(r"\*\*guess|<details>", prose.lower())
+    assert "**guess" in marks and all(after == "<details>" for mark, after in zip(marks, [*marks[1:], ""]) if mark == "**guess")
     assert re.search(r"^\|---\|---\|---\|$", prose, re.MULTILINE) and all(part in prose for part in ("**The question.**", "**In short.**", "**Read on:**"))
     exercises = re.findall(r"^\*\*[1-9]\. .*?\*\* \((\d+) min, (\w[\w ]*)\)", prose, re.MULTILINE)
     checked = 4 if path.stem[:2] in ("01", "03", "12") else 3

@@ -136,11 +136,6 @@ def test_timestep_embedding_is_its_formula() -> None:
         assert row == pytest.approx(expected, abs=2e-4)  # float32 angles of about 1,000
 
 
-def test_timestep_embedding_of_an_odd_width_ends_with_a_zero() -> None:
-    timestep = torch.arange(3)
-    torch.testing.assert_close(timestep_embedding(timestep, 9), torch.cat([timestep_embedding(timestep, 8), torch.zeros(3, 1)], dim=1))
-
-
 def test_timestep_embedding_tells_all_steps_apart() -> None:
     embedding = timestep_embedding(torch.arange(1000), 32)
     distance = torch.cdist(embedding, embedding) + 10 * torch.eye(1000)

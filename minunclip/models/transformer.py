@@ -18,12 +18,12 @@ Cache = list[tuple[Tensor, Tensor]]  # keys and values of the tokens seen so far
 def timestep_embedding(timestep: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoids of a timestep, as in Ho et al. 2020: (B,) integers or reals to (B, width) in [-1, 1].
 
-    The first half are cosines, the second half sines (of an odd width the last is 0); frequencies fall geometrically from 1 to almost 1 / max_period.
+    The first half are cosines, the second half sines; frequencies fall geometrically from 1 to almost 1 / max_period.
     """
     half = width // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=timestep.device, dtype=torch.float32) / half)
     angles = timestep.float()[:, None] * frequencies[None]
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
