@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from minunclip.aesthetics import fit_probe, simulated_ratings, taste
 from minunclip.baselines.dalle import sample_dalle
+from minunclip.baselines.glide import sample_glide
 from minunclip.config import BASELINES
 from minunclip.data.captions import SYNONYMS, caption, compare, parse
 from minunclip.data.render import render
@@ -30,7 +31,6 @@ from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out
 from minunclip.manipulations import interpolate, text_diff, variations
 from minunclip.models.autoregressive_prior import fit_pca
 from minunclip.models.clip import zero_shot
-from minunclip.models.decoder import sample_decoder
 from minunclip.models.diffusion_prior import prior_errors, sample_prior
 from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, UPSAMPLERS, PriorName, UnCLIP
 
@@ -275,9 +275,8 @@ def systems(model: UnCLIP) -> dict[str, Draw]:
         return lambda texts, seeds, guidance: to_tensor(model.generate(texts, prior, seeds, side, guidance).pictures[side])
 
     def glide(texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Tensor:
-        network, text = model.models["glide"], model.read(texts)
-        schedule = schedule_of(network.config.diffusion)
-        return sample_decoder(network, schedule, None, text.tokens, text.mask, seeds, guidance=guidance)
+        text = model.read(texts)
+        return sample_glide(model.models["glide"], text.tokens, text.mask, seeds, guidance)
 
     def dalle(texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Tensor:
         """RERANKED candidates a caption, of which CLIP keeps one; there is no guidance."""
