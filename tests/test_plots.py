@@ -97,6 +97,8 @@ def test_a_table_is_drawn_as_curves():
     (axes,) = curve_figure({"a, of 2": {"y": 5.0, "± y": 0.5}, "a, of 4": {"y": 7.0, "± y": 0.1}, "b, of 3": {"y": 1.0}, "floor": {"y": 0.5}}, "of").axes
     assert curves(axes) == [[[2, 5], [4, 7]], [[3, 1]]]
     assert [0.5, 0.5] in [list(line.get_ydata()) for line in axes.lines]  # a level
+    (axes,) = curve_figure({"a, of 2": {"y": 5.0}, "floor": {"z": 0.5}}, "of").axes  # of z there is nothing but a level
+    assert axes.get_title() == "y"
     (axes,) = curve_figure({"one": {"t": 3.0, "y": 1.0}, "two": {"t": 9.0, "y": 2.0}}, "t").axes  # a column in the place of the names
     assert curves(axes) == [[[3, 1]], [[9, 2]]]
 
