@@ -31,6 +31,7 @@ from minunclip.training import fit, read_checkpoint, read_log, save_model
 SCENES = 20_000  # training scenes: a third of the cpu preset's
 STEPS = 8  # in which a judged picture is drawn: DPM-Solver++ has no more right with 25 (docs/results.md, Tab. 3)
 AS_IT_IS, LAST_STEP = "as it is", "no moving average"  # rows: the second is the same training as the first, with the weights of its last step
+CANDIDATES = {"one sample": 1, "best of four": 4}  # rows of the same training, too: as it is the prior keeps the better of two
 
 
 def short_run(model: UnCLIP, folder: Path, seed: int, scenes: int = SCENES) -> Run:
@@ -144,15 +145,17 @@ def prior_choices(model: UnCLIP, folder: Path, count: int = 200, steps: int = 40
     judge, table, run = Judge(model, count, seed), {}, _with_steps(short_run(model, folder, seed, scenes), "prior", steps=steps, batch_size=128)
     cases: dict[str, tuple[Run, Callable[[nn.Module], None] | None]] = {
         AS_IT_IS: (run, None),
-        LAST_STEP: (run, None),
+        **dict.fromkeys((*CANDIDATES, LAST_STEP), (run, None)),
         "latent scale / 10": (run, _scaled(0.1)),
         "latent scale x 10": (run, _scaled(10)),
         "predicts epsilon": (replace(run, preset=replace(run.preset, prior=_objective(run.preset.prior, "epsilon"))), None),
         "no causal mask": (run, _unmasked),
     }
     for name, (changed, change) in cases.items():
-        where = run.folder / f"prior, {AS_IT_IS if name == LAST_STEP else name.replace('/', 'over')}"
+        where = run.folder / f"prior, {AS_IT_IS if name in (*CANDIDATES, LAST_STEP) else name.replace('/', 'over')}"
         network = _fit(changed, "prior", where.name, change)
+        assert isinstance(network, DiffusionPrior)
+        network.config = replace(network.config, candidates=CANDIDATES.get(name, network.config.candidates))
         if name == LAST_STEP:
             _take_last_step(network, where)
         table[name] = {"training seconds": read_log(where / "log.jsonl")[-1]["seconds"], **judge.prior("prior", network)}
