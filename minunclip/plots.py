@@ -119,7 +119,7 @@ def curve_figure(table: dict[str, dict[str, float]], against: str) -> "Figure":
         x = row[against] if against in row else float(number) if ends else math.nan
         curves.setdefault(name.rpartition(",")[0] if ends else name, []).append((x, row))
     points_of = [row for points in curves.values() for x, row in points if not math.isnan(x)]
-    columns = [column for column in columns if any(column in row for row in points_of)]  # a level alone is no figure
+    columns = [column for column in columns if any(column in row for row in points_of)] or columns  # a level beside curves is no figure of its own
     figure = Figure(figsize=(1 + 2.9 * len(columns), 3.4), layout="constrained")
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns):
         for k, (system, points) in enumerate(curves.items()):
