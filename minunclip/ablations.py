@@ -207,7 +207,7 @@ def decoder_objectives(
 def decoder_choices(
     model: UnCLIP, folder: Path, count: int = 200, scenes: int = SCENES, seed: int = 13, settings: TrainingConfig | None = None, width: int = 64
 ) -> Table:
-    """What each other choice of the decoder is worth that shows in so short a training."""
+    """What each other choice of the decoder is worth: context tokens, drops, captions, the moving average."""
     changes: dict[str, dict[str, Any]] = {
         LAST_STEP: {},
         "1 context token": {"context_tokens": 1},

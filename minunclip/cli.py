@@ -31,7 +31,6 @@ from minunclip.data.emoji import build_emoji
 from minunclip.data.files import Crop, Unusable, check_folder, read_lines, read_square
 from minunclip.data.render import render
 from minunclip.data.scenes import sample_scenes
-from minunclip.data.tokenizer import Tokenizer
 from minunclip.data.world import load_world, to_tensor, to_uint8
 from minunclip.distributed import first_one_then_all, ranks
 from minunclip.distributed import start as start_processes
@@ -41,11 +40,10 @@ from minunclip.export import export_onnx
 from minunclip.hub import local_folder
 from minunclip.hub import push as push_folder
 from minunclip.loading import MODELS, read_json
-from minunclip.models.clip import CLIP
 from minunclip.packing import pack as pack_run
 from minunclip.pipeline import GUIDANCE, PRIOR_GUIDANCE, PriorName, UnCLIP, hashes, require_seed, weights_id
 from minunclip.plots import curve_figure, picture_grid, save_figure, stages_figure, table_figure
-from minunclip.runs import Run, adopt_clip, on_clip, preset_named, tile
+from minunclip.runs import Run, adopt_clip, on_clip, preset_named, published_clip, tile
 from minunclip.safety import find_terms, read_terms, save_picture, sign
 from minunclip.stages import WHOLE
 from minunclip.stages import train as train_stage
@@ -145,16 +143,6 @@ def train(
             train_stage(name, run, settings=settings, resume=resume == "auto", track=track)
 
 
-def published_clip(folder: Path) -> CLIP:
-    """The CLIP of a folder as the Hub has it. ValueError where it lacks words, or has more than the CLIP knows."""
-    if not any((folder / name).is_file() for name in ("merges.txt", "tokenizer.json")):
-        raise ValueError(f"{folder} has no merges.txt, CLIP's words: give --clip a folder with a CLIP as the Hub has it")
-    published, words = CLIP.from_openai(folder).float(), len(Tokenizer.from_clip(folder))
-    if words > published.config.vocabulary_size:
-        raise ValueError(f"{folder} has {words} tokens, and a CLIP that knows {published.config.vocabulary_size}: they are of two models")
-    return published
-
-
 def dry(stage: str, run: Run, settings: TrainingConfig) -> str:
     """What training a stage would take, in a line: counted, and on a GPU also measured in a few steps on random numbers that are thrown away."""
     config = (run.preset.models | run.preset.baselines)[stage]
@@ -201,6 +189,12 @@ def require_file(option: str, path: str | None) -> None:
     require_folder(option, path)
     if path is not None and Path(path).is_dir():
         raise ValueError(f"{path} is a folder: give --{option} the name of a file")
+
+
+def require_no_file(option: str, path: str) -> None:
+    """ValueError where a file has the name of the folder that is to be written."""
+    if Path(path).is_file():
+        raise ValueError(f"{path} is a file: give --{option} the name of a folder")
 
 
 def require_scales(*scales: float) -> None:
@@ -292,8 +286,7 @@ def demo(
     """Draw one caption and how its picture came about, time every stage, and let the checker say what it sees."""
     require_text([prompt])
     require_scales(guidance)
-    if Path(out).is_file():
-        raise ValueError(f"{out} is a file: give --out the name of a folder")
+    require_no_file("out", out)
     model = UnCLIP.from_pretrained(weights, pick_device(device))
     warn(model, [prompt])
     frames: list[np.ndarray] = []
@@ -449,8 +442,7 @@ def push(folder: str, name: str, figures: str | None = None, private: bool = Fal
 def export(onnx: str, weights: str = str(WEIGHTS)) -> None:
     """Write the chain as ONNX files with a manifest, for programs without PyTorch, and compare each file with PyTorch by onnxruntime."""
     require_folder("onnx", onnx)
-    if Path(onnx).is_file():
-        raise ValueError(f"{onnx} is a file: give --onnx the name of a folder")
+    require_no_file("onnx", onnx)
     for name, difference in export_onnx(UnCLIP.from_pretrained(weights), Path(onnx)).items():
         path = Path(onnx) / name
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from PyTorch by {difference:.1e} at most")

@@ -82,6 +82,11 @@ def inversion(model: UnCLIP, count: int = 100, steps: Sequence[int] = (10, 25, 5
     return table
 
 
+def _same_but_unsaid(found: Scene, scene: Scene) -> bool:
+    """Whether a picture still shows the one thing of a scene, on its background, in all that captions can say of it."""
+    return len(found.things) == 1 and found.background == scene.background and all(getattr(found.things[0], a) == getattr(scene.things[0], a) for a in SAID)
+
+
 def varying(model: UnCLIP, count: int = 50, etas: Sequence[float] = (0.0, 0.25, 0.5, 1.0), copies: int = 4, steps: int = 100, seed: int = 2) -> Table:
     """Section 3.1: of variations of lone things by eta, what stays (attributes of the original that the checker finds again), and what varies.
 
@@ -99,12 +104,11 @@ def varying(model: UnCLIP, count: int = 50, etas: Sequence[float] = (0.0, 0.25, 
     truth = torch.tensor([[thing.x, thing.y, thing.rotation, *thing.shade] for thing in things])
     table = {}
     for name, varied in shown.items():
-        read = model.models["checker"].read(varied)
-        seen, ground = [scene.things for scene in read], [found.background == own.background for found, own in zip(read, copied)]
-        same = torch.tensor([k and len(f) == 1 and all(getattr(f[0], a) == getattr(t, a) for a in SAID) for k, f, t in zip(ground, seen, things)])
+        seen = model.models["checker"].read(varied)
+        same = torch.tensor([_same_but_unsaid(found, scene) for found, scene in zip(seen, copied)])
         change = torch.where(same[:, None], (unsaid(varied, copied) - truth).abs(), math.nan)
         row = _right(model, varied, texts) | {"pixel change": float((varied.cpu() - images.cpu().repeat_interleave(copies, dim=0)).abs().mean() / 2)}
-        row["one thing"] = float(np.mean([len(found) == 1 for found in seen]))
+        row["one thing"] = float(np.mean([len(found.things) == 1 for found in seen]))
         row |= {"moved": float(change[:, :2].norm(dim=1).nanmean()), "turned": math.degrees(float(change[:, 2].nanmean()))}
         row["shade"] = float(change[:, 3:].nanmean())  # nan, like these two, where none is still the same
         table[name] = row

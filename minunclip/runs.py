@@ -225,6 +225,16 @@ def _same_weights(model: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(value.cpu(), theirs[name].cpu()) for name, value in model.state_dict().items())
 
 
+def published_clip(folder: Path) -> CLIP:
+    """The CLIP of a folder as the Hub has it. ValueError where it lacks words, or has more than the CLIP knows."""
+    if not any((folder / name).is_file() for name in ("merges.txt", "tokenizer.json")):
+        raise ValueError(f"{folder} has no merges.txt, CLIP's words: give --clip a folder with a CLIP as the Hub has it")
+    published, words = CLIP.from_openai(folder).float(), len(Tokenizer.from_clip(folder))
+    if words > published.config.vocabulary_size:
+        raise ValueError(f"{folder} has {words} tokens, and a CLIP that knows {published.config.vocabulary_size}: they are of two models")
+    return published
+
+
 def adopt_clip(run: Run, clip: CLIP) -> None:
     """Puts a published CLIP where the stages of a run look for the one that they learn from. ValueError where another one is."""
     path, config = run.folder / "clip" / "config.json", config_to_json(clip.config)

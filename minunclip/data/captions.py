@@ -172,6 +172,7 @@ def _alternatives(words: dict[str, str]) -> str:
 
 _WORD_PHRASE = re.compile(r"\b(?:with )?the word \"?'?(\w+)\"?'?(?: written)?(?: (?:on|below|beside) it)?")
 _BACKGROUND_PHRASE = re.compile(rf"\b(?:on|against|in front of|over)? ?an? ({_alternatives(_BACKGROUND)}) (?:background|backdrop)\b")
+# what follows must not make it part of another phrase, as in "on the left of a square" or "at the top left"
 _OF_IT = r" of the (?:picture|image|photo)\b"
 _POSITION_PHRASE = re.compile(
     rf"\b(?:in|at|on) the ({_alternatives(_POSITION)})\b(?: corner| side| edge)?(?:{_OF_IT})?(?! of\b| left\b| right\b| corner\b| side\b| edge\b)"
