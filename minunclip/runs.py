@@ -31,6 +31,7 @@ from minunclip.models.clip import CLIP
 from minunclip.training import Batch, TrainingError, save_model
 
 GRID = 16  # pictures in a sample grid
+NESTED_SHARE = 3  # one in so many pictures that the decoder trains on shows a thing inside another; of the world's, one in fourteen does
 
 
 def tile(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
@@ -135,6 +136,15 @@ class Run:
             return np.sort(rng.integers(count, size=size)), rng
         epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), count)
         return np.sort(np.concatenate([_shuffled(count, *key, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])), rng
+
+    def draw_for_decoder(self, step: int, size: int, stage: str) -> tuple[np.ndarray, np.random.Generator]:
+        """As `draw`, of the decoder and of what it is compared with: from the captioned world one in NESTED_SHARE shows a thing inside another."""
+        index, rng = self.draw(step, size, stage)
+        if self.world.nested is not None and len(self.world.nested):
+            rows = rng.permutation(size)[: size // NESTED_SHARE]
+            index[rows] = rng.choice(self.world.nested, len(rows))
+            index.sort()
+        return index, rng
 
     def read(self, pictures: Pictures, index: np.ndarray, rows: np.ndarray | None = None) -> Tensor:
         """The pictures of a batch's `index`, or of some `rows` of it, (B, 3, H, W) in [-1, 1].

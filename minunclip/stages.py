@@ -39,7 +39,6 @@ from minunclip.training import Batch, TrainingError, fit, write_atomically
 CHECKER_SCENES = 20_000
 WHOLE = ("clip", "dalle-vae", "checker")  # never sharded: small, and their losses call parts of them
 MOST_FITTED = 100_000  # embeddings that means and spreads are taken of: more tell no more, and would fill the memory
-NESTED_SHARE = 3  # one in so many pictures that the decoder trains on shows a thing inside another; of the world's, one in fourteen does
 SOFT_SHARE = 4  # one in so many pictures that CLIP trains on is a blown-up small one, so that it can judge the decoder's pictures too
 
 
@@ -192,11 +191,7 @@ def decoder_stage(run: Run, settings: TrainingConfig, config: DecoderConfig, sta
     scale = LatentScale.for_dim(config.embedding_dim)
 
     def batch(step: int) -> Batch:
-        index, rng = run.draw(step, settings.batch_size, stage)
-        if run.world.nested is not None and len(run.world.nested):
-            rows = rng.permutation(len(index))[: len(index) // NESTED_SHARE]
-            index[rows] = rng.choice(run.world.nested, len(rows))
-            index.sort()
+        index, rng = run.draw_for_decoder(step, settings.batch_size, stage)
         z_i = torch.from_numpy(run.image_embeddings[index])
         return {"images": run.read(run.world.small, index), "z_i": z_i, "tokens": run.captions(index, rng)}
 

@@ -20,7 +20,7 @@ def vae_stage(run: Run, settings: TrainingConfig) -> Trained:
     config = run.preset.dalle.vae
 
     def batch(step: int) -> Batch:
-        index, _ = run.draw(step, settings.batch_size, "dalle-vae")
+        index, _ = run.draw_for_decoder(step, settings.batch_size, "dalle-vae")
         # from 1 to COLDEST, along a cosine
         share = 0.5 + 0.5 * np.cos(np.pi * min(1.0, step / settings.steps))
         return {"images": run.read(run.world.small, index), "temperature": torch.full((len(index),), COLDEST + (1 - COLDEST) * share)}
@@ -57,7 +57,7 @@ def dalle_stage(run: Run, settings: TrainingConfig) -> Trained:
     assert isinstance(vae, DiscreteVAE)
 
     def batch(step: int) -> Batch:
-        index, rng = run.draw(step, settings.batch_size, "dalle")
+        index, rng = run.draw_for_decoder(step, settings.batch_size, "dalle")
         return {"images": run.read(run.world.small, index), "tokens": run.captions(index, rng)}
 
     def loss(model: nn.Module, data: Batch) -> Tensor:
