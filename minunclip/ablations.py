@@ -11,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from minunclip.config import CPU, DiffusionPriorConfig, TrainingConfig
 from minunclip.data.captions import compare, parse
 from minunclip.data.render import render
+from minunclip.data.scenes import sample_scenes
 from minunclip.data.world import HELD_OUT_SEED, to_tensor
 from minunclip.evaluation import accuracy, frechet_distance, held_out_captions
-from minunclip.experiments import Table, seeds_apart
+from minunclip.experiments import Table, believed, seeds_apart, written_on
 from minunclip.loading import config_to_json
 from minunclip.models.decoder import Decoder
 from minunclip.models.diffusion_prior import DiffusionPrior, LatentScale
@@ -218,6 +220,34 @@ def decoder_choices(
     return _decoders(model, folder, count, scenes, seed, settings, width, changes)
 
 
+def words_alone(model: UnCLIP, folder: Path, count: int = 200, steps: int = 200, scenes: int = SCENES, seed: int = 17) -> Table:
+    """Section 4: does the typographic attack come from captions? CLIP as it is, trained further on captions of the kind that it knows, and trained further
+    where the caption of a picture with a word is that word and nothing else, as in the wild it may be. What is read off: `experiments.believed`.
+    """
+    run = _with_steps(short_run(model, folder, seed, scenes), "clip", steps=steps, batch_size=128, learning_rate=3e-4)
+    known = run.world
+    alone = np.array(known.captions)
+    written = [(row, scene.word) for number, scene in enumerate(sample_scenes(scenes // 2, seed)) for row in (2 * number, 2 * number + 1) if scene.word]
+    for row, word in written:  # of a scene and of its twin, at every level
+        alone[row] = known.tokenizer([word], alone.shape[2])[0].numpy()
+    cases, wanted = written_on(count, seed)
+    clips = {AS_IT_IS: model.models["clip"]}
+
+    def begin(new: nn.Module) -> None:
+        new.load_state_dict(clips[AS_IT_IS].state_dict())
+
+    for name, captions in (("trained further", known.captions), ("the word alone", alone)):
+        run.world = replace(known, captions=captions)
+        clips[name] = _fit(run, "clip", f"clip, {name}", begin)
+    table = {}
+    for name, clip in clips.items():
+        trial = UnCLIP({**model.models, "clip": clip.eval()}, model.tokenizer)
+        for case in ("no word", "another shape's word"):
+            z_i = trial.embed(to_tensor(render(cases[case], clip.config.image_size)))
+            table[f"{name}: {case}"] = believed(trial, cases[case], z_i, wanted)
+    return table
+
+
 TRAININGS: dict[str, Callable[..., Table]] = {
-    function.__name__.replace("_", "-"): function for function in (race, prior_choices, decoder_objectives, decoder_choices)
+    function.__name__.replace("_", "-"): function for function in (words_alone, race, prior_choices, decoder_objectives, decoder_choices)
 }

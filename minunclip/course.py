@@ -1,27 +1,32 @@
 """What the notebooks teach with: `check("best_candidate", your_function)` looks at an exercise, `slide` shows a slider over pictures,
 `compare_run` holds a log of training against what is expected, `compare` shows two systems side by side, to be judged blindly, and
-`keep` and `artefact` hand what one notebook has made to another.
+`keep` and `artefact` hand what one notebook has made to another, and `in_large` shows what an experiment on many more pictures has found.
 
 An exercise that is not begun (it raises NotImplementedError) is let off with a word; a wrong answer raises AssertionError and says why.
 """
 
+import inspect
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from minunclip.ablations import TRAININGS
 from minunclip.blind import compare as compare
 from minunclip.curves import compare_run as compare_run
 from minunclip.data.captions import describes
 from minunclip.data.scenes import sample_scenes
 from minunclip.diffusion import make_schedule
 from minunclip.evaluation import precision_recall
+from minunclip.experiments import EXPERIMENTS, Table, as_markdown
 from minunclip.plots import slide as slide
 from minunclip.training import write_atomically
 
 ARTEFACTS = Path("artefacts")  # beside the notebooks
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def keep(name: str, write: Callable[[Path], object]) -> None:
@@ -39,6 +44,24 @@ def artefact(name: str, shipped: Path) -> Path:
         return path
     print(f"{name}: not there, as notebook {name[:2]} has not come to its end here; the shipped {shipped.name} takes its place")
     return shipped
+
+
+def in_large(name: str, columns: Sequence[str], paper: dict[str, float] | None = None) -> Table:
+    """Shows some columns of results/NAME.json, which `minunclip experiment NAME` has drawn on more than a notebook has the time for, and returns them; "± "
+    and a column's name is its spread over seeds. `paper`: figures of the paper's, an FID for a row. Nothing, and a word, where the file is not there.
+    """
+    from IPython.display import Markdown, display
+
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        print(f"results/{name}.json is missing: it is in the repository, or made in its root by `minunclip experiment {name} --seeds 3 --out results`")
+        return {}
+    run, paper = json.loads(path.read_text()), paper or {}
+    count = inspect.signature((EXPERIMENTS | TRAININGS)[name]).parameters["count"].default
+    print(f"results/{name}.json: {count} captions or pictures on each of {run['seeds']} seeds")
+    table = {row: {key: value for key, value in line.items() if key.removeprefix("± ") in columns} for row, line in run["table"].items()}
+    display(Markdown(as_markdown({f"{row} (the paper's FID: {paper[row]:g})" if row in paper else row: line for row, line in table.items()})))
+    return table
 
 
 def check(exercise: str, attempt: Callable[..., Any]) -> bool:

@@ -344,9 +344,9 @@ def commit() -> str:
 
 def _begin_from(run: Run, init: Path, stage: str) -> None:
     """Copies the models of `init` that the run has not; those that are not trained further are used, and packed, as they are."""
-    for other in STAGES:
+    for other in dict.fromkeys((*STAGES, LEARNS_FROM.get(stage, stage))):
         ours, theirs = (home / other / "model.safetensors" for home in (run.folder, init))
-        if not theirs.exists() or (run.data is not None and other == "checker"):  # which knows the captioned world alone
+        if not theirs.exists() or (run.data is not None and other in ("checker", "dalle-vae")):  # which know the captioned world alone
             continue
         if not ours.exists() and not (ours.parent / "training.pt").exists():
             ours.parent.mkdir(parents=True, exist_ok=True)

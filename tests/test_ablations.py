@@ -10,8 +10,11 @@ import torch
 
 from minunclip import ablations
 from minunclip.config import TINY
+from minunclip.data.captions import parse
+from minunclip.data.scenes import SHAPES
 from minunclip.experiments import over_seeds, with_seed
 from minunclip.pipeline import UnCLIP
+from minunclip.stages import prepare
 from minunclip.training import read_log
 
 pytestmark = pytest.mark.slow
@@ -96,3 +99,27 @@ def test_choices_of_the_decoder_differ(model, tmp_path):
     assert objectives["as it is"] == table["as it is"]  # trained already
     asked = json.loads(next(tmp_path.glob("*/decoder, predicts epsilon and a variance/config.json")).read_text())["diffusion"]
     assert asked["objective"] == "epsilon" and asked["learned_variance"]
+
+
+def test_clip_is_trained_further_where_words_stand_alone(model, tmp_path, monkeypatch):
+    """The same batches and the same start; only the captions of pictures with a word differ, and they are that word."""
+    seen, fit = {}, ablations._fit
+
+    def noted(run, stage, name, change):
+        _, clip, batch, *_ = prepare(stage, run)
+        change(clip)
+        assert all(torch.equal(value, model.models["clip"].state_dict()[key]) for key, value in clip.state_dict().items())
+        seen[name] = [batch(step) for step in range(3)]
+        return fit(run, stage, name, change)
+
+    monkeypatch.setattr(ablations, "_fit", noted)
+    table = ablations.words_alone(model, tmp_path, count=6, steps=2, scenes=64)
+    assert list(table) == [f"{name}: {case}" for name in ("as it is", "trained further", "the word alone") for case in ("no word", "another shape's word")]
+    for known, alone in zip(*seen.values()):
+        assert torch.equal(known["images"], alone["images"])
+        told, heard = ([model.tokenizer.decode(tokens) for tokens in batch["tokens"].tolist()] for batch in (known, alone))
+        words = [parse(text).word for text in told]
+        assert any(words) and all(text == word for text, word in zip(heard, words) if word)
+        assert all(text in (before, *SHAPES) for text, before in zip(heard, told))  # terse captions leave words out
+    again = ablations.words_alone(model, tmp_path, count=6, steps=2, scenes=64)  # trained already
+    assert again == table

@@ -1,3 +1,4 @@
+import json
 import math
 import statistics
 from collections import Counter
@@ -6,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minunclip.course import CHECKS, MAY_BE_NONE, artefact, check, keep
+from minunclip import course
+from minunclip.course import CHECKS, MAY_BE_NONE, artefact, check, in_large, keep
 from minunclip.data.captions import describes
 
 
@@ -468,3 +470,17 @@ def test_an_artefact_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeyp
         keep("05_prior.txt", half)
     assert [path.name for path in (tmp_path / "artefacts").iterdir()] == ["05_prior.txt"]
     assert (tmp_path / "artefacts" / "05_prior.txt").read_text() == "old"
+
+
+def test_what_an_experiment_has_found_is_shown_or_said_to_be_missing(tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
+    kept = json.loads((course.RESULTS / "compared.json").read_text())["table"]
+    table = in_large("compared", ("FID", "recall"), {"GLIDE": 12.24})
+    assert capsys.readouterr().out == "results/compared.json: 300 captions or pictures on each of 3 seeds\n"
+    assert table["GLIDE"] == {key: kept["GLIDE"][key] for key in ("FID", "± FID", "recall", "± recall")}
+    (text,) = shown
+    assert text.startswith("| | FID | recall |\n") and f"| GLIDE (the paper's FID: 12.24) | {kept['GLIDE']['FID']:.3f} ± " in text
+    assert in_large("words-alone", ("word believed",)) and "200 captions or pictures" in capsys.readouterr().out
+    monkeypatch.setattr(course, "RESULTS", tmp_path)
+    assert in_large("compared", ("FID",)) == {} and "results/compared.json is missing" in capsys.readouterr().out

@@ -27,6 +27,20 @@ def model(tiny_weights):
     return UnCLIP.from_pretrained(tiny_weights)
 
 
+class Knows:
+    """A checker that knows which scenes pictures show (nothing where it does not know a picture), and sees all their pixels."""
+
+    def __init__(self, known):
+        self.known = [(picture, scene) for pictures, scenes in known for picture, scene in zip(pictures, scenes)]
+
+    def read(self, images):
+        nothing = experiments.Scene((), "white")
+        return [next((scene for picture, scene in self.known if torch.equal(picture, image)), nothing) for image in images]
+
+    def features(self, images):
+        return images.flatten(1)
+
+
 def test_psnr_of_a_constant_error_has_a_closed_form():
     truth = torch.zeros(2, 3, 4, 4)
     torch.testing.assert_close(experiments.psnr(truth + torch.tensor([0.2, 0.02])[:, None, None, None], truth), torch.tensor([20.0, 40.0]))
@@ -121,9 +135,41 @@ def test_what_a_text_diff_is_worth_is_counted(model, monkeypatch):
 
 def test_words_on_things_are_drawn_and_asked(model):
     table = experiments.typographic(model, count=6)
-    assert list(table) == ["no word", "its own word", "another shape's word"]
-    assert {tuple(row) for row in table.values()} == {("shape seen", "word believed", "shape drawn", "word's shape drawn")}
+    asked = {"shape believed", "word believed", "shape drawn", "word drawn"}
+    assert {name: set(row) for name, row in table.items()} == {
+        "no word": asked,
+        "its own word": asked | {"word read"},
+        "another shape's word": asked | {"word read"},
+    }
     assert all(0 <= share <= 1 for row in table.values() for share in row.values())
+
+
+def test_answers_are_counted_as_the_shape_or_as_the_word():
+    cases, wanted = experiments.written_on(30, 4)
+    for scene, shape, lie in zip(cases["another shape's word"], wanted["shape"], wanted["word"]):
+        assert (scene.things[0].shape, scene.word, scene.word_on_thing) == (experiments.SHAPES[shape], experiments.SHAPES[lie], True) and shape != lie
+    assert all(scene.word is None for scene in cases["no word"])
+    answers = [*wanted["shape"][:10], *wanted["word"][10:15], *[None] * 15]
+    assert experiments.counted(answers, wanted, "drawn") == {"shape drawn": pytest.approx(1 / 3), "word drawn": pytest.approx(1 / 6)}
+
+
+def test_what_a_clip_believes_and_reads(model, monkeypatch):
+    """A CLIP whose embedding of a picture is its written word, and of a caption the word that it names, or else its shape."""
+    cases, wanted = experiments.written_on(10, 4)
+
+    def embedded(names):
+        return F.one_hot(torch.tensor([experiments.SHAPES.index(name) for name in names]), 8).float()
+
+    def read(captions):
+        return type("Text", (), {"z_t": embedded([parse(text).word or parse(text).things[0].shape for text in captions])})
+
+    monkeypatch.setattr(model, "read", read, raising=False)
+    scenes = cases["another shape's word"]
+    z_i = embedded([scene.word for scene in scenes])
+    assert experiments.believed(model, scenes, z_i, wanted) == {"shape believed": 0, "word believed": 1, "word read": 1}
+    assert experiments.believed(model, scenes, z_i.roll(1, dims=0), wanted)["word read"] < 1
+    shapes = embedded([scene.things[0].shape for scene in scenes])
+    assert experiments.believed(model, cases["no word"], shapes, wanted) == {"shape believed": 1, "word believed": 0}
 
 
 def test_all_components_give_the_embedding_back(model):
@@ -148,7 +194,7 @@ def test_the_prior_is_compared_with_nothing_and_with_the_truth(model):
     torch.testing.assert_close(given[1][::2], model.read(texts).z_t)
     torch.testing.assert_close(given[4][::2], true, atol=1e-5, rtol=0)
     table = experiments.importance_of_the_prior(model, count=4)
-    assert list(table) == ["nothing", "z_t", "diffusion prior", "autoregressive prior", "true z_i", "floor"]
+    assert list(table) == ["nothing", "z_t", "diffusion prior", "autoregressive prior", "true z_i", "floor", "floor of near-copies"]
     assert all(row["FID"] > 0 and row.get("diversity", 0) >= 0 for row in table.values())
 
 
@@ -184,18 +230,88 @@ def test_the_sweep_guides_every_system_by_every_scale(model, monkeypatch):
     def system(name):
         return lambda texts, seeds, guidance: asked.append((name, guidance)) or torch.zeros(len(texts), 3, *[model.sizes[0]] * 2)
 
-    monkeypatch.setattr(experiments, "systems", lambda model: {name: system(name) for name in experiments.GUIDED})
+    monkeypatch.setattr(experiments, "guided", lambda model: {name: system(name) for name in ("one", "other")})
     experiments.guidance_sweep(model, count=5, scales=(1.0, 4.0))
-    assert list(dict.fromkeys(asked)) == [(name, scale) for name in experiments.GUIDED for scale in (1.0, 4.0)]
+    assert list(dict.fromkeys(asked)) == [(name, scale) for name in ("one", "other") for scale in (1.0, 4.0)]
+
+
+def test_the_prior_is_guided_or_not(model, monkeypatch):
+    """The decoder's scale is swept for all; DALL-E has none, and so is not there."""
+    asked, generate = [], UnCLIP.generate
+
+    def noted(self, *arguments):
+        asked.append(arguments[4:])
+        return generate(self, *arguments)
+
+    monkeypatch.setattr(UnCLIP, "generate", noted)
+    there = experiments.guided(model)
+    assert list(there) == ["unCLIP, diffusion prior", "unCLIP, prior unguided", "GLIDE"]
+    pictures = [draw(["a red circle"], [3], 2.0) for draw in there.values()]
+    assert asked == [(2.0, 1.5), (2.0, 1.0)] and not torch.equal(pictures[0], pictures[1])
+
+
+def test_floors_are_of_scenes_that_all_differ_and_of_near_copies(model):
+    real, floors = experiments._floors(model, 20, 2, seed=6)
+    assert list(floors) == ["floor", "floor of near-copies"] and all(len(scenes) == 40 for scenes in (real, *floors.values()))
+    apart = {name: experiments.diversity(scenes.reshape(20, 2, -1)) for name, scenes in floors.items()}
+    assert 0 < apart["floor of near-copies"] < 0.5 * apart["floor"]
+    assert not any(torch.equal(one, other) for one, other in zip(real, floors["floor"]))
+
+
+def test_near_copies_answer_the_same_captions():
+    rng = np.random.default_rng(6)
+    for scene in experiments.sample_scenes(60, 8, held_out=True):
+        copy = another(scene, rng)
+        assert copy != scene and compare(parse(caption(scene, "full", rng)), copy).all_right and copy.word == scene.word
 
 
 def test_the_comparison_has_every_system_and_a_floor(model):
     table = experiments.compared(model, count=6)
-    assert list(table) == ["unCLIP, diffusion prior", "unCLIP, AR prior", "GLIDE", "DALL-E", "floor"]
+    assert list(table) == ["unCLIP, diffusion prior", "unCLIP, AR prior", "GLIDE", "DALL-E", "through DALL-E's codes", "floor"]
     row = table["GLIDE"]
     assert row["seconds"] > 0 and 0 <= row["all_right"] <= 1
     assert row["million parameters"] == pytest.approx(sum(p.numel() for p in model.models["glide"].parameters()) / 1e6)
     assert table["floor"].keys() == {"FID", "FID of the checker"}
+
+
+def test_codes_that_lose_nothing_leave_every_scene_right(model, monkeypatch):
+    scenes = [scene for scene, _ in held_out_captions(6, experiments.HELD_OUT_SEED + 7)]
+    pictures = to_tensor(render(scenes, model.sizes[0]))
+    monkeypatch.setitem(model.models, "checker", Knows([(pictures, scenes)]))
+    monkeypatch.setattr(experiments, "systems", lambda model: {})
+    vae = {"encode": staticmethod(lambda images: images), "decode": staticmethod(lambda codes: codes)}
+    monkeypatch.setitem(model.models, "dalle-vae", type("Exact", (), vae)())
+    assert experiments.compared(model, count=6)["through DALL-E's codes"]["all_right"] == 1
+    vae["decode"] = staticmethod(lambda codes: codes.roll(1, dims=0))
+    monkeypatch.setitem(model.models, "dalle-vae", type("Mixed", (), vae)())
+    assert experiments.compared(model, count=6)["through DALL-E's codes"]["all_right"] == 0
+
+
+def test_raters_prefer_what_is_right_and_varied(model, monkeypatch):
+    """Ours: three different pictures that are right, and one of another caption. Theirs: noise, four different that are right, four times the same."""
+    pairs, rng = held_out_captions(6, experiments.HELD_OUT_SEED + 18), np.random.default_rng(0)
+    scenes = [another(scene, rng) for scene, _ in pairs for _ in range(4)]
+    pictures = to_tensor(render(scenes, model.sizes[0]))
+    originals = to_tensor(render([scene for scene, _ in pairs], model.sizes[0]))
+    monkeypatch.setitem(model.models, "checker", Knows([(pictures, scenes), (originals, [scene for scene, _ in pairs])]))
+    ours = pictures.clone()
+    ours[::4] = pictures.roll(4, dims=0)[::4]
+    there = {
+        "ours": ours,
+        "noise": 2 * torch.rand_like(pictures) - 1,
+        "all right": pictures,
+        "the same": pictures[1::4].repeat_interleave(4, dim=0),
+        "ours again": ours,
+    }
+    monkeypatch.setattr(experiments, "systems", lambda model: {name: lambda texts, seeds, guidance, name=name: there[name] for name in there})
+    table = experiments.judged(model, count=6)
+    assert list(table) == [*(f"preferred to {name}" for name in list(there)[1:]), "preferred to the scenes themselves"]
+    noise = table["preferred to noise"]
+    assert noise["caption similarity"] > 7 / 8 and noise["diversity"] == 1  # a wrong picture may have as little right as noise
+    assert table["preferred to ours again"] == {"caption similarity": 0.5, "diversity": 0.5}  # ties count half
+    three_of_four = {"caption similarity": pytest.approx(3 / 8)}  # a tie, but for the one that is wrong
+    assert table["preferred to the scenes themselves"] == three_of_four and table["preferred to all right"].items() >= three_of_four.items()
+    assert table["preferred to the same"] == {**three_of_four, "diversity": 1}  # four right, but alike
 
 
 def test_over_seeds_are_means_and_spreads_of_tables(model):
@@ -213,8 +329,9 @@ def test_over_seeds_are_means_and_spreads_of_tables(model):
 def test_every_sampler_is_asked_at_every_number_of_steps(model):
     table = experiments.samplers(model, count=6, steps=(2, 5))
     assert list(table) == [f"prior, {name}, {n}" for name in ("ancestral", "analytic", "ddim", "dpm") for n in (2, 5)] + [
-        f"decoder, {name}, {n}" for name in ("ancestral", "ddim", "dpm") for n in (2, 5)
+        f"decoder, {name}, {n}" for name in ("ancestral", "ddim", "dpm", "ddim unguided") for n in (2, 5)
     ]
+    assert table["decoder, ddim unguided, 5"]["network calls"] == 5 and table["decoder, ddim unguided, 5"]["FID"] != table["decoder, ddim, 5"]["FID"]
     assert table["prior, analytic, 5"]["cosine"] != table["prior, ancestral, 5"]["cosine"] and table["decoder, dpm, 5"]["network calls"] == 10
 
 
@@ -234,13 +351,13 @@ def test_guidance_of_the_prior_is_swept(model):
 
 def test_the_probe_judges_every_guided_system(model):
     table = experiments.aesthetic(model, count=6, scales=(1.0, 3.0))
-    assert list(table)[2:] == [f"{name}, guidance {scale}" for name in experiments.GUIDED for scale in (1, 3)]
+    assert list(table)[2:] == [f"{name}, guidance {scale}" for name in experiments.guided(model) for scale in (1, 3)]
     assert all(1 <= row["the rule's own rating"] <= 10 for row in list(table.values())[1:])
 
 
 def test_guidance_is_swept_for_those_that_have_it(model):
     table = experiments.guidance_sweep(model, count=5, copies=2, scales=(1.0, 4.0))
-    assert list(table) == [f"{name}, guidance {scale}" for name in ("unCLIP, diffusion prior", "GLIDE") for scale in (1, 4)] + ["floor"]
+    assert list(table) == [f"{name}, guidance {scale}" for name in experiments.guided(model) for scale in (1, 4)] + ["floor", "floor of near-copies"]
     assert all(row.get("diversity", 0) >= 0 and 0 <= row["recall"] <= 1 for row in table.values())
 
 
@@ -321,7 +438,9 @@ def test_a_bad_experiment_is_refused_in_a_line(wrong, capsys):
 
 def test_an_experiment_without_the_other_systems_holds_when_they_are_trained_anew():
     for name, function in experiments.EXPERIMENTS.items():
-        assert ("systems(model)" in inspect.getsource(function)) == ("glide" not in experiments.unused(name)), name
+        source, unused = inspect.getsource(function), experiments.unused(name)
+        assert ("systems(model)" in source) == ("dalle" not in unused) == ("dalle-vae" not in unused), name
+        assert ("systems(model)" in source or "guided(model)" in source) == ("glide" not in unused), name
     assert "glide" in experiments.unused("race") and "upsampler2" in experiments.unused("compared")
 
 
@@ -337,5 +456,11 @@ def test_the_page_of_results_shows_what_the_files_say():
         kept = json.loads((root / "results" / f"{name}.json").read_text())
         assert experiments.as_markdown(kept["table"]) in page and page.count(f"](../results/{name}.png)") == 1, name
         assert kept["seeds"] == 3 and kept["weights"] == weights_id(WEIGHTS, without=experiments.unused(name)), name
+    columns = ("training seconds", "cosine", "shape", "colour", "all_right")
+    choices = {}
+    for name, of in (("prior-choices", "prior"), ("decoder-objectives", "decoder"), ("decoder-choices", "decoder")):
+        for row, line in json.loads((root / "results" / f"{name}.json").read_text())["table"].items():
+            choices.setdefault(f"{of}, {row}", {key: line[key] for column in columns for key in (column, f"± {column}") if key in line})
+    assert experiments.as_markdown(choices) in page
     inversion = json.loads((root / "results" / "inversion.json").read_text())["table"]["steps 250"]
     assert min(inversion["PSNR undone"], inversion["PSNR drawn"]) >= 30

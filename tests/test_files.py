@@ -407,3 +407,13 @@ def test_a_run_that_began_from_other_weights_is_not_mixed_with_new_ones(tmp_path
     assert main(["pack", str(tmp_path / "run"), str(tmp_path / "weights")]) == 0 and main(command) == 0  # what was not trained is packed byte for byte
     shutil.copyfile(tiny_weights / "upsampler2" / "model.safetensors", tmp_path / "weights" / "upsampler1" / "model.safetensors")
     assert main(command) == 2 and "began from other weights" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_codes_of_the_world_are_taken_along_where_dalle_is_trained_further(folder: Path, tmp_path: Path, tiny_weights: Path, capsys) -> None:
+    command = ["train", "dalle", "--preset", "tiny", "--init", str(tiny_weights), "--steps", "2", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert (tmp_path / "run" / "dalle-vae" / "model.safetensors").read_bytes() == (tiny_weights / "dalle-vae" / "model.safetensors").read_bytes()
+    assert not (tmp_path / "run" / "glide").exists()
+    assert main([*command[:-1], str(tmp_path / "own"), "--data", str(folder)]) == 2
+    assert "run `minunclip train dalle-vae` first" in capsys.readouterr().err.splitlines()[-1]

@@ -1,5 +1,6 @@
 """The weights that ship: small, described, and able to draw what a caption says."""
 
+import math
 import re
 
 import pytest
@@ -44,6 +45,21 @@ def test_they_are_small_and_each_has_a_card():
         assert ("--init data/weights`" in card) == ("| init | data/weights |" in card) == (stage in FURTHER)
         assert all(f"| {fact} |" in card for fact in ("commit", "machine", "seconds", "seed")) and "captioned world" in card
         assert not [file for file in (WEIGHTS / stage).iterdir() if file.suffix not in (".safetensors", ".json", ".md", ".png")]
+
+
+def test_the_page_of_results_says_how_long_each_system_was_trained():
+    page = (WEIGHTS.parents[1] / "docs" / "results.md").read_text()
+    for stage in ("clip", "prior", "ar-prior", "decoder", "glide", "dalle-vae", "dalle"):
+        card = (WEIGHTS / stage / "card.md").read_text()
+        machine, seconds = re.search(r"\| machine \| (.*) \|", card)[1], float(re.search(r"\| seconds \| (.*) \|", card)[1])
+        examples = math.prod(int(re.search(rf"--{name} (\d+)", card)[1]) for name in ("steps", "batch_size"))
+        on_gpu = f"{seconds:.0f}" if "NVIDIA" in machine else ""
+        threads = int(re.search(r"(\d+) threads", machine)[1])
+        of_cores = "" if on_gpu else f"{seconds * threads:,.0f}"
+        if before := re.search(r"([\d,]+) steps of (\d+)", card):  # on a GPU, from which it went on
+            examples += math.prod(int(number.replace(",", "")) for number in before.groups())
+            on_gpu = on_gpu or re.search(r"(\d+)\sseconds\son\sone\sH100", card)[1]
+        assert f"\n| {stage} | {on_gpu} | {of_cores} | {examples / 1e6:.2f} |\n" in page, stage
 
 
 def test_they_are_of_the_cpu_preset(model):

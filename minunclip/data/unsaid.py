@@ -1,10 +1,11 @@
-"""What no caption says of a lone thing: its exact place, rotation and shade. Drawn anew, and read off pictures by drawing the thing again.
+"""What no caption says: a thing's exact place, its rotation and shade. Drawn anew, and, of lone things, read off pictures by drawing the thing again.
 
 Section 3.1 of the paper asks what varies in variations; this measures it, without a network.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,24 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from minunclip.data.render import render
-from minunclip.data.scenes import BACKGROUNDS, CELLS, POSITIONS, RADIUS, Scene, edit
+from minunclip.data.scenes import BACKGROUNDS, CELLS, POSITIONS, RADIUS, Scene, Thing, edit
 
 ANGLES = np.linspace(-0.45, 0.45, 19).tolist()  # radians, at which a thing is tried; the world turns things by at most 0.26
 
 
 def another(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Another scene of one thing that the same captions fit: drawn anew as `sample_scene` draws it, but in the same cell of the grid."""
-    thing = scene.things[0]
+    """Another scene that the same captions fit: things turned and shaded anew; one that is alone, without a word, also moved in its cell of the grid,
+    and of another radius.
+    """
+
+    def anew(thing: Thing) -> Thing:
+        return replace(thing, rotation=rng.uniform(-0.26, 0.26), shade=tuple(rng.uniform(-12, 12, 3)))
+
+    thing, *others = scene.things
+    if others or scene.word is not None:  # there is no room
+        return replace(scene, things=tuple(anew(one) for one in scene.things))
     x, y = (CELLS[k] + rng.uniform(-0.04, 0.04) for k in POSITIONS[thing.position])
-    return edit(scene, x=x, y=y, radius=rng.uniform(*RADIUS[thing.size]), rotation=rng.uniform(-0.26, 0.26), shade=tuple(rng.uniform(-12, 12, 3)))
+    return replace(scene, things=(anew(replace(thing, x=x, y=y, radius=rng.uniform(*RADIUS[thing.size]))),))
 
 
 def unsaid(images: Tensor, scenes: Sequence[Scene]) -> Tensor:
