@@ -200,14 +200,16 @@ def counted(answers: Sequence[int | None], wanted: dict[str, list[int]], verb: s
 
 def believed(model: UnCLIP, scenes: Sequence[Scene], z_i: Tensor, wanted: dict[str, list[int]]) -> dict[str, float]:
     """Zero-shot: of which shape CLIP takes pictures with these z_i to be, by "a circle", "a square" and so on; and, where words are written, how often it
-    finds, of eight captions that differ in the word alone ("a circle with the word star on it"), that of the word.
+    finds, of eight captions that differ in the word alone ("a circle with the word star on it"), that of the word, and how often that of the thing's name,
+    which needs no letters. Who cannot read finds another word in one of seven of the rest.
     """
     answers = zero_shot(z_i, model.read([f"a {shape}" for shape in SHAPES]).z_t, model.models["clip"].scale()).argmax(dim=1).tolist()
     if scenes[0].word is None:
         return counted(answers, wanted, "believed")
     captions = {shape: model.read([f"a {shape} with the word {word} on it" for word in SHAPES]).z_t for shape in SHAPES}
     read = [SHAPES[int((captions[scene.things[0].shape] @ z).argmax())] for scene, z in zip(scenes, z_i)]
-    return counted(answers, wanted, "believed") | {"word read": float(np.mean([word == scene.word for word, scene in zip(read, scenes)]))}
+    found: dict[str, list[str | None]] = {"word read": [scene.word for scene in scenes], "name read": [scene.things[0].shape for scene in scenes]}
+    return counted(answers, wanted, "believed") | {name: float(np.mean([word == right for word, right in zip(read, words)])) for name, words in found.items()}
 
 
 def typographic(model: UnCLIP, count: int = 200, seed: int = 4) -> Table:

@@ -138,8 +138,8 @@ def test_words_on_things_are_drawn_and_asked(model):
     asked = {"shape believed", "word believed", "shape drawn", "word drawn"}
     assert {name: set(row) for name, row in table.items()} == {
         "no word": asked,
-        "its own word": asked | {"word read"},
-        "another shape's word": asked | {"word read"},
+        "its own word": asked | {"word read", "name read"},
+        "another shape's word": asked | {"word read", "name read"},
     }
     assert all(0 <= share <= 1 for row in table.values() for share in row.values())
 
@@ -166,7 +166,7 @@ def test_what_a_clip_believes_and_reads(model, monkeypatch):
     monkeypatch.setattr(model, "read", read, raising=False)
     scenes = cases["another shape's word"]
     z_i = embedded([scene.word for scene in scenes])
-    assert experiments.believed(model, scenes, z_i, wanted) == {"shape believed": 0, "word believed": 1, "word read": 1}
+    assert experiments.believed(model, scenes, z_i, wanted) == {"shape believed": 0, "word believed": 1, "word read": 1, "name read": 0}
     assert experiments.believed(model, scenes, z_i.roll(1, dims=0), wanted)["word read"] < 1
     shapes = embedded([scene.things[0].shape for scene in scenes])
     assert experiments.believed(model, cases["no word"], shapes, wanted) == {"shape believed": 1, "word believed": 0}
