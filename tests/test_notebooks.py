@@ -1,5 +1,6 @@
 """Every notebook as it is committed: executed in order, no error, no path of a machine, words for every image, small."""
 
+import importlib
 import inspect
 import json
 import re
@@ -55,6 +56,8 @@ def test_every_notebook_of_the_course_is_in_the_map(page):
 
 
 def test_code_of_the_package_is_shown_as_it_is_today(path):
+    for module in re.findall(r"from (minunclip[\w.]*) import", path.read_text()):
+        importlib.import_module(module)
     for cell in json.loads(path.read_text())["cells"]:
         for name in re.findall(r"getsource\((\w[\w.]*)\)", text(cell["source"])) if cell["cell_type"] == "code" else ():
             first, *rest = name.split(".")
