@@ -1,5 +1,5 @@
 """What the notebooks teach with: `check("best_candidate", your_function)` looks at an exercise, `slide` shows a slider over pictures,
-`compare_run` holds a log of training against what is expected, `compare` shows two systems side by side, to be judged blindly, and
+`compare_run` holds a log of training against what is expected, `compare` shows two systems side by side, to be judged blindly,
 `keep` and `artefact` hand what one notebook has made to another, and `in_large` shows what an experiment on many more pictures has found.
 
 An exercise that is not begun (it raises NotImplementedError) is let off with a word; a wrong answer raises AssertionError and says why.

@@ -488,8 +488,8 @@ def aesthetic(model: UnCLIP, count: int = 100, scales: Sequence[float] = (1.0, 2
     for name, draw in guided(model).items():
         for scale in scales:
             images = _drawn(draw, texts, seed * count, scale)
-            judged = {"the probe's rating": float(probe(model.embed(images).cpu()).mean()), "the rule's own rating": float(taste(images).mean())}
-            table[f"{name}, guidance {scale:g}"] = judged | {"all_right": _right(model, images, texts)["all_right"]}
+            liked = {"the probe's rating": float(probe(model.embed(images).cpu()).mean()), "the rule's own rating": float(taste(images).mean())}
+            table[f"{name}, guidance {scale:g}"] = liked | {"all_right": _right(model, images, texts)["all_right"]}
     return table
 
 

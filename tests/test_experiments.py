@@ -298,7 +298,7 @@ def test_raters_prefer_what_is_right_and_varied(model, monkeypatch):
     ours[::4] = pictures.roll(4, dims=0)[::4]
     there = {
         "ours": ours,
-        "noise": 2 * torch.rand_like(pictures) - 1,
+        "noise": 2 * torch.rand(pictures.shape, generator=torch.Generator().manual_seed(0)) - 1,
         "all right": pictures,
         "the same": pictures[1::4].repeat_interleave(4, dim=0),
         "ours again": ours,
