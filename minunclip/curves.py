@@ -9,14 +9,11 @@ decoder that never dropped what it is told.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from minunclip.training import read_log
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EXPECTED = Path(__file__).resolve().parents[1] / "data" / "expected"
 FIGURES = ("loss", "validation_loss", "untold_loss", "cosine", "retrieval", "scale", "gradient_norm")  # of a log's lines, those that say how it goes
@@ -131,28 +128,12 @@ def expected(stage: str) -> dict:
     return json.loads((EXPECTED / f"{stage}.json").read_text())
 
 
-def curves_figure(log: Log, stage: str) -> "Figure":
-    """A panel for each figure of the log that has a band: the band in grey, the log's own curve on it."""
-    from matplotlib.figure import Figure
-
-    run = Compared(log, expected(stage)["curves"])
-    shown = [figure for figure in run.curves if figure != "untold_loss" and any(figure in line for line in run.log)]
-    figure = Figure(figsize=(3.2 * len(shown), 2.8), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(shown), squeeze=False).flat, shown):
-        curve, (steps, values) = run.curves[name], run.values(name)
-        axes.fill_between(curve["step"], curve["low"], curve["high"], color="#c9d3dc", label="expected")
-        axes.plot(steps, values, "o-", markersize=3, color="#c26a00", label="this run")
-        axes.set(xlabel="step", title=name.replace("_", " "))
-    figure.axes[0].legend(fontsize=8)
-    return figure
-
-
 def compare_run(log: Log | Path | str, stage: str | None = None) -> None:
     """Shows a log of training (its lines, or its file) in the band of its stage, and says in words what is off.
 
     The bands are those of `minunclip train STAGE --preset course`. `stage` is by default the folder that the file is in. ValueError for one that has no band.
     """
-    from minunclip.plots import show
+    from minunclip.plots import bands_figure, show
 
     if isinstance(log, Path | str):
         path = Path(log)
@@ -162,7 +143,8 @@ def compare_run(log: Log | Path | str, stage: str | None = None) -> None:
     fault, words = diagnose(log, stage)
     run = Compared(log, expected(stage)["curves"])
     ends = (f"{figure.replace('_', ' ')} {run.ends(figure)}" for figure in run.curves if run.ends(figure) != "unknown")
-    show(curves_figure(log, stage), alt=f"Curves of a training of {stage} in grey bands: {fault}. At the end: {', '.join(ends)}.")
+    bands = {figure: curve for figure, curve in run.curves.items() if figure != "untold_loss" and any(figure in line for line in run.log)}
+    show(bands_figure(bands, run.log), alt=f"Curves of a training of {stage} in grey bands: {fault}. At the end: {', '.join(ends)}.")
     print(f"{stage}: {fault}; {words}.")
     if fault == "as expected" and stage in UNSEEN:
         print(f"No curve shows {UNSEEN[stage]}: draw pictures, with guidance and without.")

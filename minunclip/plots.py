@@ -68,6 +68,35 @@ def stages_figure(
     save_figure(path, figure, facts, dpi=160)
 
 
+def loss_figure(log: Sequence[dict[str, float]], name: str) -> "Figure":
+    """The loss of a log's lines against their steps, training and validation, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([x["step"] for x in log], [x["loss"] for x in log], color="#5b8db8", linewidth=1, label="training")
+    checked = [x for x in log if "validation_loss" in x]
+    if checked:
+        axes.plot([x["step"] for x in checked], [x["validation_loss"] for x in checked], "o--", color="#c26a00", markersize=3, label="validation")
+    axes.set(xlabel="step", ylabel="loss", title=name, yscale="log")
+    axes.legend()
+    return figure
+
+
+def bands_figure(bands: dict[str, dict[str, list[float]]], log: Sequence[dict[str, float]]) -> "Figure":
+    """A panel for each band (by figure of the log: step, low, high), in grey, with the log's own curve on it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(bands), 2.8), layout="constrained")
+    for axes, (name, band) in zip(figure.subplots(1, len(bands), squeeze=False).flat, bands.items()):
+        lines = [line for line in log if name in line]
+        axes.fill_between(band["step"], band["low"], band["high"], color="#c9d3dc", label="expected")
+        axes.plot([line["step"] for line in lines], [line[name] for line in lines], "o-", markersize=3, color="#c26a00", label="this run")
+        axes.set(xlabel="step", title=name.replace("_", " "))
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
 def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 8) -> "Figure":
     """uint8 pictures (H, W, 3), each under its title, in rows."""
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from minunclip.config import LEARNS_FROM, TrainingConfig
 from minunclip.eight_bits import to_rows
 from minunclip.muon import Muon, bf16_is_fast
 from minunclip.tracking import open_board, show_line
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Batch = dict[str, Tensor]
 LOG_EVERY = 10
@@ -298,7 +295,10 @@ def fit(
             if due:
                 save(step)
             if writes and (step % settings.sample_every == 0 or step == settings.steps):
-                figure = plot_log(log, folder / "loss.png", name)
+                from minunclip.plots import loss_figure, save_figure
+
+                figure = loss_figure(read_log(log), name)
+                save_figure(folder / "loss.png", figure, {"stage": name, "step": step, "seed": seed}, dpi=110)
                 for board in boards:
                     board.add_figure("loss curve", figure, step)
                 if sample is not None:
@@ -367,20 +367,3 @@ def _cut_log(log: Path, step: int) -> None:
 def read_log(log: Path) -> list[dict[str, float]]:
     """The lines of a JSONL log, but for one that a full disk has cut short."""
     return [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-
-
-def plot_log(log: Path, picture: Path, name: str) -> "Figure":
-    """The loss curve, training and validation, on a logarithmic axis; written as a PNG and returned."""
-    from matplotlib.figure import Figure
-
-    lines = read_log(log)
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([x["step"] for x in lines], [x["loss"] for x in lines], color="#5b8db8", linewidth=1, label="training")
-    checked = [x for x in lines if "validation_loss" in x]
-    if checked:
-        axes.plot([x["step"] for x in checked], [x["validation_loss"] for x in checked], "o--", color="#c26a00", markersize=3, label="validation")
-    axes.set(xlabel="step", ylabel="loss", title=name, yscale="log")
-    axes.legend()
-    write_atomically(picture, lambda path: figure.savefig(path, format="png", dpi=110))
-    return figure

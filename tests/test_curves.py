@@ -8,7 +8,7 @@ import torch
 
 from minunclip.config import COURSE
 from minunclip.course import compare_run
-from minunclip.curves import EXPECTED, band, curves_figure, diagnose, expected, with_worth
+from minunclip.curves import EXPECTED, band, diagnose, expected, with_worth
 from minunclip.runs import Run
 from minunclip.stages import train
 from minunclip.training import read_log
@@ -72,9 +72,12 @@ def test_a_loss_that_is_no_number_is_a_learning_rate_too_high():
     assert diagnose(log, "decoder")[0] == "learning rate too high"
 
 
-def test_a_figure_has_a_panel_for_each_band_with_the_run_on_it():
+def test_a_figure_has_a_panel_for_each_band_with_the_run_on_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr("minunclip.plots.show", lambda figure, alt: shown.append(figure))
     log = RUNS["ar-prior"]["no causal mask"]
-    figure = curves_figure(log, "ar-prior")
+    compare_run(log, "ar-prior")
+    (figure,) = shown
     assert [axes.get_title() for axes in figure.axes] == ["loss", "validation loss", "cosine", "gradient norm", "worth"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [line["loss"] for line in log] and len(figure.axes[2].collections) == 1
 
