@@ -135,8 +135,10 @@ def train(
         settings = run.preset.training[name]
         settings = replace(settings, accumulation=max(1, settings.accumulation // ranks()))  # what one would do in parts, several share out
         settings = replace(settings, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-        if settings.steps < run.preset.training[name].steps:  # a short training would be over before it is warm
-            settings = replace(settings, warmup=min(settings.warmup, settings.steps // 10))
+        if settings.steps < run.preset.training[name].steps:  # a short training would be over before it is warm, or looked at
+            quarter = max(1, settings.steps // 4)
+            looks = {key: min(getattr(settings, key), quarter) for key in ("validate_every", "sample_every")}
+            settings = replace(settings, warmup=min(settings.warmup, settings.steps // 10), **looks)
         if dry_run:
             print(dry(name, run, settings))
         else:

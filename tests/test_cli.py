@@ -252,9 +252,10 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys) -> None:
     command = ["train", "decoder", "--preset", "paper", "--out", str(tmp_path / "run"), "--recompute", "--dry-run"]
     assert main(command) == 0 and "3,563.17 M parameters, 430.0 MB of activations an example in fp32, 2048 at once" in capsys.readouterr().out
     assert "use --dry-run" in refused(command[:-1], capsys)
-    for steps, warmup in (("4000", 600), ("100", 10)):  # the preset's own steps are warmed up as the preset is
+    for steps, warmup, looks in (("4000", 600, (100, 500)), ("100", 10, (25, 25))):  # the preset's own steps are warmed up, and looked at, as the preset is
         assert main(["train", "checker", "--preset", "cpu", "--steps", steps, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
-        assert f"warmup={warmup}," in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert f"warmup={warmup}," in told and "sample_every={1}, validate_every={0}".format(*looks) in told
     assert files(tmp_path) == set()
 
 
