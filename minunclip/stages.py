@@ -362,6 +362,8 @@ def train(stage: str, run: Run, *, settings: TrainingConfig | None = None, resum
     if stage == "clip":
         _require_pairs(run, settings or run.preset.training[stage])
     if run.init is not None and rank() == 0:
+        if run.data is not None:
+            _ = run.world  # a folder of no use is refused before anything is copied
         with run.alone():
             _begin_from(run, run.init, stage)
     settings, model, batch, loss, looks = prepare(stage, run, settings)

@@ -303,6 +303,14 @@ def test_folders_that_cannot_be_used_get_one_line(folder: Path, tmp_path: Path, 
     assert "30 pictures can be used, 0 are skipped" in capsys.readouterr().out and (tmp_path / "grid.png").exists()
 
 
+@pytest.mark.slow
+def test_a_folder_that_is_mostly_broken_is_refused_before_weights_are_copied(folder: Path, tmp_path: Path, tiny_weights: Path, capsys) -> None:
+    for path in sorted(folder.rglob("*.png"))[:20]:
+        path.write_bytes(path.read_bytes()[:60])
+    assert main(["train", "decoder", "--preset", "tiny", "--data", str(folder), "--init", str(tiny_weights), "--out", str(tmp_path / "run")]) == 2
+    assert "10 of 30 pictures can be used" in capsys.readouterr().err and not list((tmp_path / "run").rglob("*.safetensors"))
+
+
 def test_pictures_of_a_group_are_held_out_together_and_one_group_alone_is_refused(folder: Path, tmp_path: Path) -> None:
     def write(groups: list[str]) -> None:
         rows = [{"file_name": f"{i:02}.png", "text": f"of {group}", "group": group} for i, group in enumerate(groups) if i % 3]
