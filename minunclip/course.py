@@ -280,7 +280,7 @@ def sequence(attempt: Callable[..., Any]) -> None:
     text = torch.randn(3, 4, 6, generator=generator)
     singles = [torch.randn(3, 6, generator=generator) for _ in range(4)]
     got = attempt(text, *singles)
-    assert got.shape == (3, 8, 6), f"the sequence must be (B, L + 4, w), here (3, 8, 6), not {tuple(got.shape)}"
+    assert got.shape == (3, 8, 6), f"the sequence must be (B, L + 4, width), here (3, 8, 6), not {tuple(got.shape)}"
     assert torch.equal(got[:, :4], text), "the encoded text comes first"
     for place, (name, single) in enumerate(zip(("z_t", "the timestep", "the noised z_i", "the last token"), singles), start=4):
         assert torch.equal(got[:, place], single), f"{name} belongs at place {place + 1} of 8"
