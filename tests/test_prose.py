@@ -63,6 +63,7 @@ FACTS = {  # what no cell can show, and where it is from
     800_000: "steps of the paper's decoder, Tab. 3",
     0.95: "of intervals that hold the true share, section 5.2",
     0.9: "a share that exercises ask about",
+    0.05: "of examples lose their embedding in the decoder's training, section 5.1",
     0.5: "of captions that are dropped in the decoder's training, section 2.1",
     0.4: UTILISATION,
     1.5: inspect.signature(UnCLIP.generate).parameters["prior_guidance"].default,
@@ -78,9 +79,15 @@ def text(value):
     return value if isinstance(value, str) else "".join(value)
 
 
+def worth(number, percent):
+    """20,000 as 20000, 47 % as 0.47."""
+    return float(number.replace(",", "")) / (100 if percent else 1)
+
+
 def numbers(words):
-    """The values in a text, `20_000` and `20,000` as 20000."""
-    return {float(number.replace(",", "")) for number, _ in NUMBER.findall(re.sub(r"(?<=\d)_(?=\d)", "", words))}
+    """The values in a text, `20_000` as 20000; 47 % as 0.47, and as the 47 of a list of percentages."""
+    found = NUMBER.findall(re.sub(r"(?<=\d)_(?=\d)", "", words))
+    return {worth(number, sign) for number, percent in found for sign in {percent, ""}}
 
 
 def prose(cell):
@@ -97,14 +104,12 @@ def printed(cell):
 
 
 def unfounded(words, outputs, constants):
-    """The numbers of a text that are no constant, and are not an output, rounded to their last digit. 47 % is 0.47 or 47."""
+    """The numbers of a text that are no constant, and are not an output, rounded to their last digit."""
     found = []
     for number, percent in NUMBER.findall(words):
-        value = float(number.replace(",", ""))
-        unit = 10.0 ** -len(number.partition(".")[2].partition("e")[0])
-        scales = (1, 100) if percent else (1,)
-        constant = any(math.isclose(value, scales[-1] * constant) for constant in constants)
-        if not constant and not any(abs(value - scale * output) <= 0.5001 * unit for scale in scales for output in outputs):
+        value, unit = worth(number, percent), worth(f"1e-{len(number.partition('.')[2].partition('e')[0])}", percent)
+        constant = any(math.isclose(value, constant) for constant in constants)
+        if not constant and not any(abs(value - output) <= 0.5001 * unit for output in outputs):
             found.append(number + percent)
     return found
 
