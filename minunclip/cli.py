@@ -394,7 +394,7 @@ def experiment(name: str, out: str | None = None, seeds: int = 1, weights: str =
             if file is not None:
                 table = figures["table"]
                 figure = curve_figure(table, CURVES[one]) if one in CURVES else table_figure(table)
-                write_atomically(file.with_suffix(".png"), partial(figure.savefig, format="png", dpi=100))
+                save_figure(file.with_suffix(".png"), figure, {"experiment": one, "seeds": len(tables), "weights": used}, dpi=100)
                 write_atomically(file, partial(Path.write_text, data=dumps(figures, indent=1)))
         print(f"{one}\n\n{as_markdown(figures['table'])}", flush=True)
 

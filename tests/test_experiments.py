@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from minunclip import experiments
@@ -20,6 +19,7 @@ from minunclip.data.unsaid import another, unsaid
 from minunclip.data.world import to_tensor
 from minunclip.evaluation import held_out_captions
 from minunclip.pipeline import UnCLIP, weights_id
+from minunclip.safety import read_facts
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +373,8 @@ def test_the_command_writes_what_it_prints(tiny_weights, tmp_path, capsys, monke
     kept = json.loads((tmp_path / "typographic.json").read_text())
     assert experiments.as_markdown(kept["table"]) in capsys.readouterr().out and len(kept["weights"]) == 12 and kept["seeds"] == 2
     assert kept["table"] == experiments.over_seeds(kept["by seed"]) and len(kept["by seed"]) == 2
-    assert Image.open(tmp_path / "typographic.png").format == "PNG"
+    facts = {"experiment": "typographic", "seeds": "2", "weights": kept["weights"]}
+    assert read_facts(tmp_path / "typographic.png").items() >= facts.items()
 
 
 def test_all_goes_on_where_it_stopped(tiny_weights, tmp_path, capsys, monkeypatch):
