@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from minunclip.data.captions import ATTRIBUTES, LEVELS, Report, caption, describes
-from minunclip.data.scenes import Scene, sample_scenes
+from minunclip.data.scenes import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, TEXTURES, Scene, sample_scenes
 from minunclip.data.world import HELD_OUT_SEED
+
+CHANCE = {  # of an attribute of a lone thing, or of the background, to be right if it is drawn by lot
+    name: 1 / len(values)
+    for name, values in {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES, "position": POSITIONS, "background": BACKGROUNDS}.items()
+}
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +85,7 @@ def diversity(embeddings: Tensor) -> float:
     count = embeddings.shape[1]
     similarity = embeddings.float() @ embeddings.float().mT
     others = similarity.sum(dim=(1, 2)) - similarity.diagonal(dim1=1, dim2=2).sum(dim=1)
-    return float(1 - (others / (count * (count - 1))).mean())
+    return max(0.0, float(1 - (others / (count * (count - 1))).mean()))  # of pictures that are the same, rounding may leave less than nothing
 
 
 def retrieval(image_embeddings: Tensor, text_embeddings: Tensor, scenes: Sequence[Scene], captions: Sequence[str]) -> dict[str, float]:

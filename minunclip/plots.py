@@ -98,13 +98,14 @@ def bands_figure(bands: dict[str, dict[str, list[float]]], log: Sequence[dict[st
 
 
 def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 8) -> "Figure":
-    """uint8 pictures (H, W, 3), each under its title, in rows."""
+    """uint8 pictures (H, W, 3), each under its title, in rows; wide ones get wide places."""
     from matplotlib.figure import Figure
 
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    width = min(2.2, 13 / columns)
-    figure = Figure(figsize=(columns * width, rows * (width + (0.3 if titles else 0))), layout="constrained")
+    shape = max(picture.shape[1] / picture.shape[0] for picture in pictures)  # of the widest: its width over its height
+    width = min(2.2 * max(1, shape), 13 / columns)
+    figure = Figure(figsize=(columns * width, rows * (width / shape + (0.3 if titles else 0))), layout="constrained")
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if i < len(pictures):

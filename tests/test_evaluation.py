@@ -4,7 +4,7 @@ import torch
 
 from minunclip.data.captions import SYNONYMS, Report, describes, parse
 from minunclip.data.scenes import is_held_out, sample_scenes
-from minunclip.evaluation import accuracy, diversity, frechet_distance, held_out_captions, kernel_distance, precision_recall, retrieval
+from minunclip.evaluation import CHANCE, accuracy, diversity, frechet_distance, held_out_captions, kernel_distance, precision_recall, retrieval
 
 
 def _with_moments(mean, root, count=400):
@@ -157,3 +157,10 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError):
             call()
+
+
+def test_by_lot_each_value_that_occurs_is_as_likely_as_any():
+    scenes = [scene for scene in sample_scenes(3000, seed=5) if len(scene.things) == 1]
+    for name, chance in CHANCE.items():
+        occur = {scene.background if name == "background" else getattr(scene.things[0], name) for scene in scenes}
+        assert len(occur) == round(1 / chance), name

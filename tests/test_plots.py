@@ -34,6 +34,8 @@ def test_pictures_stand_in_rows_under_their_titles(shown):
     figure = picture_grid(pictures, [f"picture ${i}" for i in range(5)], columns=3)
     assert len(figure.axes) == 6 and [len(axes.images) for axes in figure.axes] == [1, 1, 1, 1, 1, 0]
     assert figure.axes[4].get_title().endswith("4") and (figure.axes[4].images[0].get_array() == 80).all()
+    wide = picture_grid([np.zeros((4, 8, 3), np.uint8)] * 4, columns=2)
+    assert figure.get_size_inches()[0] == pytest.approx(6.6) and wide.get_size_inches().tolist() == pytest.approx([8.8, 4.4])  # twice as wide as high
     show(pictures, alt="five greys")
     assert len(shown) == 1
 
