@@ -345,7 +345,7 @@ def test_more_candidates_agree_better_with_the_caption(model, monkeypatch):
 def test_guidance_of_the_prior_is_swept(model):
     table = experiments.prior_guidance(model, count=5, scales=(1.0, 4.0))
     assert list(table) == ["guidance 1", "guidance 4"]
-    assert all(0 < row["diversity"] < 2 and 0 <= row["all_right"] <= 1 for row in table.values())
+    assert all(0 <= row["diversity"] < 2 and 0 <= row["all_right"] <= 1 for row in table.values())
     assert table["guidance 1"]["cosine"] != table["guidance 4"]["cosine"]
 
 
@@ -377,6 +377,7 @@ def test_the_command_writes_what_it_prints(tiny_weights, tmp_path, capsys, monke
     assert read_facts(tmp_path / "typographic.png").items() >= facts.items()
 
 
+@pytest.mark.slow
 def test_all_goes_on_where_it_stopped(tiny_weights, tmp_path, capsys, monkeypatch):
     """What is there of the same weights stays, seed by seed; a run of its name or of other weights is drawn anew."""
     ran = []
@@ -405,6 +406,7 @@ def test_all_goes_on_where_it_stopped(tiny_weights, tmp_path, capsys, monkeypatc
     assert run("all", "--seeds", "2")[0] == [] and run("all", "--seeds", "3")[0].count("typographic") == 3
 
 
+@pytest.mark.slow
 def test_a_stopped_experiment_goes_on_with_its_next_seed(tiny_weights, tmp_path, monkeypatch):
     """Each seed is written when it is done."""
     ran = []

@@ -200,6 +200,7 @@ def _wait_and_read(barrier: Barrier, folder: Path, out: Path) -> None:
             assert (picture == np.asarray(scribble(number))[0, 0]).all()
 
 
+@pytest.mark.slow
 def test_two_stages_that_begin_side_by_side_read_the_same_pictures(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for i in range(300):

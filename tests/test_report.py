@@ -119,6 +119,7 @@ def test_whoever_looks_sees_the_pictures_that_are_judged(model):
     assert len(seen) == 1 and np.array_equal(seen[0], model.generate(texts, seed=[3, 4]).pictures[64])
 
 
+@pytest.mark.slow
 def test_pictures_are_enlarged_for_as_many_captions_as_asked(model):
     pictures = report.evaluate(model, ["a red star"] * 60, enlarged=1)["pictures"]
     assert {side: found["captions"] for side, found in pictures.items()} == {"16": 60, "32": 50, "64": 50}  # fifty are drawn at a time

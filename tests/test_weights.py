@@ -75,6 +75,7 @@ def test_clip_finds_the_caption_of_a_picture_it_has_never_seen(model):
     assert min(found.values()) >= 0.95
 
 
+@pytest.mark.slow
 def test_the_autoregressive_prior_leaves_less_than_the_papers_hundredth_of_pictures_it_has_never_seen(model):
     z_i = embed_scenes(model, sample_scenes(1500, seed=31, held_out=True), CPU.clip.image_size)
     pca = model.models["ar-prior"].pca
@@ -125,6 +126,7 @@ def test_a_picture_comes_back_from_its_latents(model):
     assert float(psnr(back, images).min()) > 30  # dB
 
 
+@pytest.mark.slow
 def test_the_demo_says_what_the_checker_sees(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
